@@ -1,0 +1,1 @@
+int npy_deferred_placeholder;
