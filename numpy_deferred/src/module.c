@@ -1,1 +1,145 @@
-int npy_deferred_placeholder;
+/*
+ * What Python sees: the functions behind numpy.deferred, and start-up.
+ *
+ * They are private attributes of `_multiarray_umath`; their public faces, with
+ * documentation, are in ../python/deferred.py.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+/* The ufuncs that NumPy itself defines, sorted by address; borrowed. */
+static struct {
+    PyUFuncObject **items;
+    npy_intp n;
+} builtin_ufuncs;
+
+static int
+compare_addresses(const void *a, const void *b)
+{
+    const char *first = *(char *const *)a, *second = *(char *const *)b;
+    return first < second ? -1 : first > second;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_builtin(PyUFuncObject *ufunc)
+{
+    return bsearch(&ufunc, builtin_ufuncs.items, builtin_ufuncs.n,
+                   sizeof(*builtin_ufuncs.items), compare_addresses) != NULL;
+}
+
+static int
+find_builtin_ufuncs(PyObject *module)
+{
+    PyObject *dict = PyModule_GetDict(module);
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    builtin_ufuncs.items = PyMem_Malloc(PyDict_Size(dict) *
+                                        sizeof(*builtin_ufuncs.items));
+    if (builtin_ufuncs.items == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    while (PyDict_Next(dict, &position, &key, &value)) {
+        if (PyObject_TypeCheck(value, &PyUFunc_Type)) {
+            /* The module is never unloaded, but its attributes may change. */
+            Py_INCREF(value);
+            builtin_ufuncs.items[builtin_ufuncs.n++] = (PyUFuncObject *)value;
+        }
+    }
+    qsort(builtin_ufuncs.items, builtin_ufuncs.n, sizeof(*builtin_ufuncs.items),
+          compare_addresses);
+    return 0;
+}
+
+static PyObject *
+set_state(PyObject *NPY_UNUSED(module), PyObject *state)
+{
+    return npy_deferred_set_state(state);
+}
+
+static PyObject *
+get_state(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return npy_deferred_get_state();
+}
+
+static PyObject *
+calculate(PyObject *NPY_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        if (!PyArray_Check(args[i])) {
+            PyErr_Format(PyExc_TypeError,
+                         "argument %zd must be an ndarray, not %.100s", i + 1,
+                         Py_TYPE(args[i])->tp_name);
+            return NULL;
+        }
+    }
+    for (Py_ssize_t i = 0; i < nargs; i++) {
+        if (npy_deferred_calculate((PyArrayObject *)args[i]) < 0) {
+            return NULL;
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+calculate_all(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    if (npy_deferred_calculate_all() < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+usage_count(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    if (!PyArray_Check(arg)) {
+        PyErr_Format(PyExc_TypeError, "expected an ndarray, not %.100s",
+                     Py_TYPE(arg)->tp_name);
+        return NULL;
+    }
+    npy_deferred_usage *usage = npy_deferred_find_usage((PyArrayObject *)arg);
+    return PyLong_FromSsize_t(usage == NULL ? 0 : usage->count);
+}
+
+static PyObject *
+stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    const npy_deferred_counters *counters = &npy_deferred_stats;
+    return Py_BuildValue("{sn sn sn sn sn sn sn}",
+                         "pending", npy_deferred_npending,
+                         "captured", counters->captured,
+                         "calculated", counters->calculated,
+                         "fused", counters->fused,
+                         "released", counters->released,
+                         "flushed", counters->flushed,
+                         "late", counters->late);
+}
+
+static PyMethodDef methods[] = {
+        {"_deferred_set_state", set_state, METH_O, NULL},
+        {"_deferred_get_state", get_state, METH_NOARGS, NULL},
+        {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate,
+         METH_FASTCALL, NULL},
+        {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
+        {"_deferred_usage_count", usage_count, METH_O, NULL},
+        {"_deferred_stats", stats, METH_NOARGS, NULL},
+        {NULL, NULL, 0, NULL},
+};
+
+NPY_NO_EXPORT int
+npy_deferred_init(PyObject *module)
+{
+    if (npy_deferred_state_init() < 0 || find_builtin_ufuncs(module) < 0) {
+        return -1;
+    }
+    return PyModule_AddFunctions(module, methods);
+}

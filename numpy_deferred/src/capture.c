@@ -1,0 +1,251 @@
+/*
+ * Capture: decide what becomes of a ufunc call, at the point where its types
+ * are resolved and its loop is about to run.
+ *
+ * A call is captured (the result is a deferred array), or fused (it runs at
+ * once, together with what its deferred inputs stand for), or declined (its
+ * deferred inputs are calculated, and eager NumPy goes on).  Errors of shape,
+ * type and casting are left to eager NumPy, so they come at the call.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+#include "convert_datatype.h"
+#include "ctors.h"
+#include "legacy_array_method.h"
+
+extern PyObject *PyDataMem_DefaultHandler;
+
+typedef struct {
+    PyUFuncObject *ufunc;
+    PyArrayMethodObject *method;
+    PyArray_Descr *const *descrs;
+    PyArrayObject **op;
+    int errmask;
+} ufunc_call;
+
+static int
+calculate_inputs(const ufunc_call *call)
+{
+    for (int i = 0; i < call->ufunc->nin; i++) {
+        if (npy_deferred_calculate(call->op[i]) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Whether eager NumPy would accept the casts of the inputs. */
+static int
+casts_are_valid(const ufunc_call *call, NPY_CASTING casting)
+{
+    if (call->method->resolve_descriptors ==
+                &wrapped_legacy_resolve_descriptors ||
+        (call->method->flags & _NPY_METH_FORCE_CAST_INPUTS)) {
+        return 1;
+    }
+    for (int i = 0; i < call->ufunc->nin; i++) {
+        PyArray_Descr *given = PyArray_DESCR(call->op[i]);
+        if (given != call->descrs[i] &&
+            !PyArray_CanCastTypeTo(given, call->descrs[i], casting)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Whether the operation is one that plans can run. */
+static int
+is_plannable(const ufunc_call *call, NPY_CASTING casting)
+{
+    PyUFuncObject *ufunc = call->ufunc;
+    if (ufunc->nout != 1 || ufunc->nin > NPY_DEFERRED_MAX_NIN ||
+        ufunc->nin < 1 || (call->method->flags & NPY_METH_REQUIRES_PYAPI)) {
+        return 0;
+    }
+    for (int i = 0; i <= ufunc->nin; i++) {
+        if (!PyTypeNum_ISNUMBER(call->descrs[i]->type_num)) {
+            return 0;
+        }
+    }
+    for (int i = 0; i < ufunc->nin; i++) {
+        if (!PyArray_CheckExact(call->op[i]) ||
+            !PyTypeNum_ISNUMBER(PyArray_TYPE(call->op[i]))) {
+            return 0;
+        }
+    }
+    return casts_are_valid(call, casting);
+}
+
+/* Whether nobody can change the input before it is read. */
+static int
+can_wait(PyArrayObject *array)
+{
+    PyArrayObject *owner = npy_deferred_memory_owner(array);
+    return owner != NULL &&
+           !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED) &&
+           !PyArray_CHKFLAGS(array, NPY_ARRAY_UPDATEIFCOPY_TARGET) &&
+           !PyArray_CHKFLAGS(owner, NPY_ARRAY_UPDATEIFCOPY_TARGET);
+}
+
+static int
+handler_is_default(void)
+{
+    PyObject *handler = PyDataMem_GetHandler();
+    if (handler == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    Py_DECREF(handler);
+    return handler == PyDataMem_DefaultHandler;
+}
+
+/* The guard for the result when it may be deferred, else NULL. */
+static void *
+result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
+{
+    npy_intp nbytes;
+    if (npy_mul_sizes_with_overflow(&nbytes, layout->size,
+                                    call->descrs[call->ufunc->nin]->elsize) ||
+        nbytes < npy_deferred_min_bytes) {
+        return NULL;
+    }
+    for (int i = 0; i < call->ufunc->nin; i++) {
+        if (PyArray_NDIM(call->op[i]) != 0 && !can_wait(call->op[i])) {
+            return NULL;
+        }
+    }
+    return handler_is_default() ? npy_deferred_guard(nbytes) : NULL;
+}
+
+static PyArrayObject *
+new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
+{
+    PyArray_Descr *descr = call->descrs[call->ufunc->nin];
+    Py_INCREF(descr);
+    return (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, descr, layout->ndim, layout->dims, layout->strides,
+            data, data == NULL ? 0 : NPY_ARRAY_WRITEABLE, NULL, NULL,
+            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+}
+
+/* op[nin] becomes a deferred array.  Returns 1 or -1. */
+static int
+capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
+{
+    npy_deferred_node *node =
+            npy_deferred_node_new(call->ufunc, call->method, call->descrs,
+                                  call->op, call->errmask);
+    if (node == NULL) {
+        return -1;
+    }
+    PyArrayObject *array = NULL;
+    if (npy_deferred_limit_expression(node) < 0 ||
+        (array = new_array(call, layout, guard)) == NULL ||
+        npy_deferred_node_attach(node, array) < 0) {
+        Py_XDECREF(array);
+        npy_deferred_node_decref(node);
+        return -1;
+    }
+    call->op[call->ufunc->nin] = array;
+    return 1;
+}
+
+/* Run the call now, with its deferred inputs fused in.  Returns 1 or -1. */
+static int
+fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
+{
+    npy_deferred_node *node =
+            npy_deferred_node_new(call->ufunc, call->method, call->descrs,
+                                  call->op, call->errmask);
+    if (node == NULL) {
+        return -1;
+    }
+    int result = npy_deferred_limit_expression(node);
+    if (result == 0) {
+        result = npy_deferred_evaluate_into(node, out, target);
+    }
+    npy_deferred_node_decref(node);
+    return result < 0 ? -1 : 1;
+}
+
+/* As `fuse`, into the call's `out=`; 0 when that would not be the same. */
+static int
+fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
+              NPY_CASTING casting)
+{
+    PyArrayObject *out = call->op[call->ufunc->nin];
+    if (PyArray_NDIM(out) != layout->ndim ||
+        !PyArray_CompareLists(PyArray_DIMS(out), layout->dims, layout->ndim) ||
+        !PyTypeNum_ISNUMBER(PyArray_TYPE(out)) ||
+        !PyArray_CanCastTypeTo(call->descrs[call->ufunc->nin],
+                               PyArray_DESCR(out), casting)) {
+        return 0;
+    }
+    for (int i = 0; i < call->ufunc->nin; i++) {
+        if (npy_deferred_is(call->op[i]) &&
+            !npy_deferred_can_fuse_out(npy_deferred_node_of(call->op[i]))) {
+            return 0;
+        }
+    }
+    return fuse(call, out, NPY_DEFERRED_OUT);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
+                     PyArray_Descr *const descrs[], PyArrayObject *op[],
+                     NPY_CASTING casting, NPY_ORDER order,
+                     PyArrayObject *wheremask, int errmask)
+{
+    ufunc_call call = {ufunc, method, descrs, op, errmask};
+    int any_deferred = 0, any_array = 0;
+    for (int i = 0; i < ufunc->nin; i++) {
+        any_deferred |= npy_deferred_is(op[i]);
+        any_array |= PyArray_NDIM(op[i]) != 0;
+    }
+    if (!any_array) {
+        return 0;
+    }
+    int has_out = ufunc->nout == 1 && op[ufunc->nin] != NULL;
+    int enabled = has_out ? 0 : npy_deferred_enabled(errmask);
+    if (enabled < 0) {
+        return -1;
+    }
+    if (!enabled && !any_deferred) {
+        return 0;
+    }
+    npy_deferred_layout layout;
+    if (wheremask != NULL || !is_plannable(&call, casting) ||
+        npy_deferred_result_layout(ufunc->nin, op, descrs, order, &layout) < 0 ||
+        layout.size == 0) {
+        return calculate_inputs(&call);
+    }
+    if (has_out) {
+        int result = fuse_into_out(&call, &layout, casting);
+        return result != 0 ? result : calculate_inputs(&call);
+    }
+    void *guard = enabled ? result_guard(&call, &layout) : NULL;
+    if (guard != NULL) {
+        return capture(&call, &layout, guard);
+    }
+    if (!any_deferred) {
+        return 0;
+    }
+    PyArrayObject *result = new_array(&call, &layout, NULL);
+    if (result == NULL) {
+        return -1;
+    }
+    if (fuse(&call, result, NPY_DEFERRED_FRESH) < 0) {
+        Py_DECREF(result);
+        return -1;
+    }
+    op[ufunc->nin] = result;
+    return 1;
+}

@@ -1,0 +1,368 @@
+/*
+ * The private interface of numpy_deferred: the node, the usage record, the
+ * plan, and what each .c file offers to the others.  Patches include
+ * deferred_hooks.h instead.
+ *
+ * States of an array, and who owns what:
+ *
+ *   state      flags             data          mem_handler  owner of operands
+ *   ---------  ----------------  ------------  -----------  -----------------
+ *   deferred   DEFERRED set      the guard     the node     the node
+ *   regular    DEFERRED clear    real memory   the handler  (no node)
+ *
+ * An array goes from deferred to regular once, in npy_deferred_commit; it is
+ * never deferred again.  The node lies in `mem_handler`, as it is what will
+ * provide the array's memory: no field of the array structure is added, so
+ * that extensions compiled against stock NumPy see the layout they expect.
+ *
+ * All of it is guarded by the GIL.  Calculation holds the GIL throughout; the
+ * only Python code that it can run are the handlers of floating-point errors,
+ * and these run when no plan is alive any more.
+ */
+#ifndef NPY_DEFERRED_IMPLEMENTATION
+#error "deferred.h is private to numpy_deferred; patches use deferred_hooks.h"
+#endif
+
+#ifndef NUMPY_DEFERRED_SRC_DEFERRED_H_
+#define NUMPY_DEFERRED_SRC_DEFERRED_H_
+
+#include "numpy/arrayobject.h"
+#include "numpy/ufuncobject.h"
+
+#include "deferred_hooks.h"
+#include "dtype_transfer.h"
+
+/* Bounds of one expression; at a bound its deepest operand is calculated. */
+#define NPY_DEFERRED_MAX_NODES 64
+#define NPY_DEFERRED_MAX_OPERANDS 32
+/* Inputs of a ufunc; calls with more run at once. */
+#define NPY_DEFERRED_MAX_NIN 8
+/* Room for a captured scalar: a complex long double. */
+#define NPY_DEFERRED_CONSTANT_SIZE 32
+
+typedef struct npy_deferred_node npy_deferred_node;
+typedef struct npy_deferred_usage npy_deferred_usage;
+typedef struct npy_deferred_operand npy_deferred_operand;
+
+/* One input of a node: an array, or a scalar captured by value. */
+struct npy_deferred_operand {
+    PyArrayObject *array; /* owned; NULL for a scalar; cleared on release */
+    npy_deferred_node *node;      /* the node this is part of */
+    npy_deferred_usage *usage;    /* of `array`; NULL when not counted */
+    npy_deferred_usage *memory;   /* of the owner of the array's memory */
+    npy_deferred_operand *previous, *next; /* in memory->readers */
+    /* Aligned for every dtype that is captured. */
+    _Alignas(16) char constant[NPY_DEFERRED_CONSTANT_SIZE];
+};
+
+/*
+ * A pending operation.  References are held by the deferred array, and by
+ * whoever works on the node while code that may drop the array can run.
+ */
+struct npy_deferred_node {
+    npy_intp refcount;
+    PyArrayObject *array;  /* weak: cleared when the array dies or is regular */
+    npy_deferred_node *older, *newer; /* the pending list, by serial */
+    npy_uint64 serial;                /* grows with every node */
+    PyUFuncObject *ufunc;             /* owned */
+    PyArrayMethodObject *method;      /* owned */
+    /* The error state when the operation was written. */
+    int errmask;
+    PyObject *errfunc; /* owned, NULL when errmask is 0 */
+    int nin;
+    /* Upper bounds for the whole expression: shared parts count repeatedly. */
+    npy_intp nnodes, noperands;
+    int nevaluated;      /* how often the values were computed, not kept */
+    npy_uint64 visited;  /* the last traversal that came here */
+    int nuses, position; /* in that traversal: consumers; index of the node */
+    void *computed;      /* memory with the values, while errors are reported */
+    PyArray_Descr *descrs[NPY_DEFERRED_MAX_NIN + 1]; /* owned: in..., out */
+    npy_deferred_operand operands[];                 /* nin of them */
+};
+
+/* Who uses an array, and the memory that it owns.  Alive while either does. */
+struct npy_deferred_usage {
+    PyArrayObject *array;          /* borrowed: kept alive by the operands */
+    npy_deferred_usage *chain;     /* hash bucket */
+    npy_intp count;                /* operands that are this array */
+    npy_deferred_operand *readers; /* operands whose memory it owns */
+};
+
+static inline npy_deferred_node *
+npy_deferred_node_of(PyArrayObject *arr)
+{
+    assert(npy_deferred_is(arr));
+    return (npy_deferred_node *)((PyArrayObject_fields *)arr)->mem_handler;
+}
+
+/* The values that stats() shows. */
+typedef struct {
+    npy_intp captured;   /* nodes made */
+    npy_intp calculated; /* deferred arrays that became regular */
+    npy_intp fused;      /* evaluations straight into an existing array */
+    npy_intp released;   /* nodes dropped without being calculated */
+    npy_intp flushed;    /* writes that found dependents */
+    npy_intp late;       /* calculated by PyArray_DATA, not by a hook */
+} npy_deferred_counters;
+
+extern NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
+
+/* ---- state.c: whether calls are deferred ---- */
+
+NPY_NO_EXPORT int
+npy_deferred_state_init(void);
+/* 1, 0, or -1 with an exception, for a call under this error mask. */
+NPY_NO_EXPORT int
+npy_deferred_enabled(int errmask);
+/* Returns a new reference to the previous state, or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_set_state(PyObject *state);
+NPY_NO_EXPORT PyObject *
+npy_deferred_get_state(void);
+/* Results smaller than this many bytes are not deferred. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
+/* NUMPY_DEFERRED_GUARD=trap: a missing hook is reported and aborts. */
+extern NPY_NO_EXPORT int npy_deferred_trap;
+
+/* ---- layout.c: what eager NumPy's result would look like ---- */
+
+typedef struct {
+    int ndim;
+    npy_intp size;
+    npy_intp dims[NPY_MAXDIMS];
+    npy_intp strides[NPY_MAXDIMS];
+} npy_deferred_layout;
+
+/* Returns 0, or -1 (no exception) when the operands do not broadcast. */
+NPY_NO_EXPORT int
+npy_deferred_result_layout(int nin, PyArrayObject *const op[],
+                           PyArray_Descr *const descrs[], NPY_ORDER order,
+                           npy_deferred_layout *result);
+
+/* ---- usage.c: counts and marks on operands ---- */
+
+/*
+ * The array that owns the memory of `arr` (borrowed), or NULL when something
+ * else does, that may change it behind NumPy's back.
+ */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_memory_owner(PyArrayObject *arr);
+/* Borrowed; NULL when nothing uses `arr`. */
+NPY_NO_EXPORT npy_deferred_usage *
+npy_deferred_find_usage(PyArrayObject *arr);
+/* Count and mark an operand.  Returns 0, or -1 with a MemoryError. */
+NPY_NO_EXPORT int
+npy_deferred_use(npy_deferred_operand *operand);
+/* Take that back; does nothing for an operand that is not counted. */
+NPY_NO_EXPORT void
+npy_deferred_unuse(npy_deferred_operand *operand);
+
+/* ---- node.c: nodes and the pending list ---- */
+
+/*
+ * New node for a call, with references to everything it needs but no array:
+ * nothing is counted or pending yet.  NULL with an exception set.
+ */
+NPY_NO_EXPORT npy_deferred_node *
+npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
+                      PyArray_Descr *const descrs[], PyArrayObject *const op[],
+                      int errmask);
+/* Make `array` the deferred array of the node.  Steals the node on success. */
+NPY_NO_EXPORT int
+npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array);
+NPY_NO_EXPORT void
+npy_deferred_node_incref(npy_deferred_node *node);
+NPY_NO_EXPORT void
+npy_deferred_node_decref(npy_deferred_node *node);
+/* Steals `memory`: `array` is regular from here on. */
+NPY_NO_EXPORT void
+npy_deferred_commit(PyArrayObject *array, void *memory);
+/* Calculate all pending arrays, newest first; see calculate.c for errors. */
+NPY_NO_EXPORT int
+npy_deferred_calculate_all(void);
+/* A number no traversal has had before, for node->visited. */
+NPY_NO_EXPORT npy_uint64
+npy_deferred_new_visit(void);
+
+/* ---- expression.c: what is evaluated together ---- */
+
+/* Every operand counts once; calculating inner nodes adds operands. */
+#define NPY_DEFERRED_ALL_OPERANDS \
+    (NPY_DEFERRED_MAX_OPERANDS + NPY_DEFERRED_MAX_NODES)
+
+/* The nodes of an expression, operands before their consumers. */
+typedef struct {
+    int nnodes, noperands;
+    npy_deferred_node *nodes[NPY_DEFERRED_MAX_NODES];
+    PyArrayObject *operands[NPY_DEFERRED_ALL_OPERANDS];
+} npy_deferred_expression;
+
+/*
+ * Collect the expression behind `root`.  Returns 0, or -1 (no exception) when
+ * it exceeds the bounds.  All references are borrowed.
+ */
+NPY_NO_EXPORT int
+npy_deferred_collect(npy_deferred_node *root,
+                     npy_deferred_expression *expression);
+/*
+ * Make a node fit the bounds before it becomes pending: its largest deferred
+ * operands are calculated.  Returns 0 or -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_limit_expression(npy_deferred_node *node);
+
+/* What the array is that an expression is evaluated into. */
+typedef enum {
+    NPY_DEFERRED_FRESH,  /* new memory: it overlaps no operand */
+    NPY_DEFERRED_OUT,    /* the last operation's `out=` */
+    NPY_DEFERRED_ASSIGN, /* a copy of the result goes there */
+} npy_deferred_target;
+
+struct npy_deferred_errors;
+/*
+ * Evaluate `root` into `out`, an array of its shape.  Returns 0, and `errors`
+ * has what is to be reported, or -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
+                      npy_deferred_target target,
+                      struct npy_deferred_errors *errors);
+/*
+ * Whether the operations of the expression may be left to be run together
+ * with one that writes into an array others see: none may raise before.
+ */
+NPY_NO_EXPORT int
+npy_deferred_can_fuse_out(npy_deferred_node *root);
+/* Whether an assignment to `out` gives the bits that eager NumPy would give. */
+NPY_NO_EXPORT int
+npy_deferred_can_fuse_assignment(npy_deferred_node *root, PyArrayObject *out);
+
+/* ---- plan.c: an expression as a list of steps ---- */
+
+typedef enum {
+    NPY_DEFERRED_VALUE_OPERAND,  /* an array that is read */
+    NPY_DEFERRED_VALUE_CONSTANT, /* a captured scalar */
+    NPY_DEFERRED_VALUE_SLOT,     /* scratch for one block */
+    NPY_DEFERRED_VALUE_OUT,      /* the result */
+} npy_deferred_value_kind;
+
+/* What steps read and write. */
+typedef struct {
+    npy_deferred_value_kind kind;
+    PyArray_Descr *descr;   /* borrowed from a node or an operand */
+    PyArray_Descr *from;    /* slot filled by a cast: what it was, or NULL */
+    int source;             /* slot filled by a cast: the value cast */
+    int operand;            /* index, when it is an operand */
+    int aligned;
+    int slot;               /* index, when it is a slot */
+    int last_use;           /* the last step that reads it */
+    char *data;             /* where the current block starts */
+    npy_intp stride;
+} npy_deferred_value;
+
+/* One loop over a block: a node's operation, or a cast for it. */
+typedef struct {
+    npy_deferred_node *node; /* borrowed; NULL: the cast of an assignment */
+    int is_cast;
+    int nargs;
+    int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
+    /* From here on set by execute.c, for the strides at hand. */
+    int bound;
+    int once; /* inputs do not move: one element serves the block */
+    int status; /* NPY_FPE_* that it raised */
+    int checked; /* whether eager NumPy looks at the status after this loop */
+    PyArrayMethod_StridedLoop *loop;
+    PyArrayMethod_Context *context;
+    NpyAuxData *auxdata;
+    PyArrayMethod_Context own_context;
+    NPY_cast_info cast;
+    npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+} npy_deferred_step;
+
+/* Scratch memory for values, one after the other. */
+typedef struct {
+    npy_intp elsize;
+    int last_use; /* of the value that is in it */
+    char *data;   /* set by execute.c */
+} npy_deferred_slot;
+
+typedef struct {
+    int nvalues, nsteps, nslots;
+    int out; /* the value that is the result */
+    npy_deferred_value *values;
+    npy_deferred_step *steps;
+    npy_deferred_slot *slots;
+} npy_deferred_plan;
+
+/*
+ * Compile.  `direct_out` says that the last operation may write into `out`
+ * itself where type and alignment allow.  NULL with a MemoryError.
+ */
+NPY_NO_EXPORT npy_deferred_plan *
+npy_deferred_plan_new(const npy_deferred_expression *expression,
+                      PyArrayObject *out, int direct_out);
+NPY_NO_EXPORT void
+npy_deferred_plan_free(npy_deferred_plan *plan);
+
+/* ---- execute.c: run a plan ---- */
+
+/* Elements one after another: one run of loops with these strides will do. */
+NPY_NO_EXPORT int
+npy_deferred_runs_direct(const npy_deferred_expression *expression,
+                         PyArrayObject *out, npy_deferred_target target);
+NPY_NO_EXPORT int
+npy_deferred_execute(npy_deferred_plan *plan,
+                     const npy_deferred_expression *expression,
+                     PyArrayObject *out, npy_deferred_target target,
+                     int direct);
+
+/* ---- report.c: floating-point errors ---- */
+
+typedef struct {
+    PyUFuncObject *ufunc; /* owned; NULL: a cast on assignment */
+    int errmask;
+    PyObject *errfunc; /* owned or NULL */
+    int status;        /* NPY_FPE_* */
+    const npy_deferred_node *node; /* borrowed, while errors are collected */
+} npy_deferred_error;
+
+typedef struct npy_deferred_errors {
+    int n;
+    npy_deferred_error items[NPY_DEFERRED_MAX_NODES + 1];
+} npy_deferred_errors;
+
+/*
+ * Warn, call, print, log or raise, oldest operation first, and clear `errors`.
+ * Returns 0, or -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_report(npy_deferred_errors *errors);
+NPY_NO_EXPORT void
+npy_deferred_errors_clear(npy_deferred_errors *errors);
+/* Fetch the function or object of seterrcall: new reference, or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_current_errfunc(int *errmask);
+/* Whether this mask can make a floating-point error an exception. */
+NPY_NO_EXPORT int
+npy_deferred_mask_may_raise(int errmask);
+
+/* ---- memory.c: the guard ---- */
+
+/* Where the data of a deferred array of this size points; NULL: nowhere. */
+NPY_NO_EXPORT void *
+npy_deferred_guard(npy_intp nbytes);
+
+/* ---- module.c ---- */
+
+/* Whether the ufunc is one of NumPy's own. */
+NPY_NO_EXPORT int
+npy_deferred_is_builtin(PyUFuncObject *ufunc);
+
+/* ---- calculate.c ---- */
+
+/* Evaluate into an existing array.  Returns 0, or -1 with an exception set. */
+NPY_NO_EXPORT int
+npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
+                           npy_deferred_target target);
+
+#endif /* NUMPY_DEFERRED_SRC_DEFERRED_H_ */

@@ -1,0 +1,188 @@
+/*
+ * The hooks: all that the patches to NumPy's own files call.
+ *
+ * Everything here is cheap when nothing is deferred: a test of a flag of the
+ * array at hand, or of one global.  What a hook does when the test succeeds is
+ * in the .c files beside this one; deferred.h is their private interface.
+ *
+ * Vocabulary (see numpy_deferred/README.md): a *deferred* array has a pending
+ * node instead of values; to *calculate* it gives it values for good; an
+ * *operand* is an array that a pending node reads; to *flush* some memory
+ * calculates all pending nodes that depend on it.
+ */
+#ifndef NUMPY_DEFERRED_SRC_DEFERRED_HOOKS_H_
+#define NUMPY_DEFERRED_SRC_DEFERRED_HOOKS_H_
+
+#include "numpy/ndarraytypes.h"
+#include "numpy/ufuncobject.h"
+#include "array_method.h"
+
+/* From ndarraytypes.h, for PyArray_DATA: calculates, and never fails. */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Private flags of arrays, beside the public ones in ndarraytypes.h.
+ * TRACKED: the array has a usage record, as an operand or as the owner of
+ * memory that pending nodes read.  EXPOSED: the address of the memory that
+ * this array owns is known to code that NumPy cannot see, for good.
+ */
+#define NPY_ARRAY_DEFERRED_TRACKED 0x00800000
+#define NPY_ARRAY_DEFERRED_EXPOSED 0x01000000
+
+/* Flags that a view must not take over from the array it views. */
+#define NPY_DEFERRED_ALL_FLAGS                                \
+    (NPY_ARRAY_DEFERRED | NPY_ARRAY_DEFERRED_WASWRITEABLE |   \
+     NPY_ARRAY_UPDATEIFCOPY_TARGET | NPY_ARRAY_DEFERRED_TRACKED | \
+     NPY_ARRAY_DEFERRED_EXPOSED)
+
+/* The number of pending nodes.  Written by node.c only, with the GIL held. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_npending;
+
+/*
+ * Nonzero when a ufunc call may have to be deferred whatever the error state:
+ * some context has, or had, a state other than None.  Written by state.c.
+ */
+extern NPY_NO_EXPORT int npy_deferred_state_used;
+
+/* Adds what Python sees to `_multiarray_umath`.  Returns 0 or -1. */
+NPY_NO_EXPORT int
+npy_deferred_init(PyObject *module);
+
+static inline int
+npy_deferred_is(PyArrayObject *arr)
+{
+    return (((PyArrayObject_fields *)arr)->flags & NPY_ARRAY_DEFERRED) != 0;
+}
+
+/*
+ * Give a deferred array its values.  Returns 0, or -1 with an exception set
+ * and the array still deferred.  Needs the GIL.
+ */
+NPY_NO_EXPORT int
+npy_deferred_calculate_node(PyArrayObject *arr);
+
+static inline int
+npy_deferred_calculate(PyArrayObject *arr)
+{
+    return npy_deferred_is(arr) ? npy_deferred_calculate_node(arr) : 0;
+}
+
+/* As npy_deferred_calculate, for an object that need not be an array. */
+static inline int
+npy_deferred_calculate_object(PyObject *obj)
+{
+    return (obj != NULL && PyArray_Check(obj))
+                   ? npy_deferred_calculate((PyArrayObject *)obj)
+                   : 0;
+}
+
+/*
+ * Call before the memory, shape, strides, dtype or flags of an array change:
+ * calculates the array itself and all that depends on its memory, and gives
+ * the operand its WRITEABLE flag back.  Returns 0 or -1.  Needs the GIL.
+ */
+NPY_NO_EXPORT int
+npy_deferred_flush_memory(PyArrayObject *arr);
+
+static inline int
+npy_deferred_before_write(PyArrayObject *arr)
+{
+    return npy_deferred_npending != 0 ? npy_deferred_flush_memory(arr) : 0;
+}
+
+/*
+ * Call before the address of an array's memory is handed to code that may
+ * read or write it later without NumPy's knowledge: as before a write, and
+ * expressions on that memory are not deferred any more.
+ */
+NPY_NO_EXPORT int
+npy_deferred_expose(PyArrayObject *arr, int writeable);
+
+/* For PyArray_FromArray: what `requirements` say the caller will do. */
+static inline int
+npy_deferred_from_array(PyArrayObject *arr, int requirements)
+{
+    if (requirements & (NPY_ARRAY_WRITEABLE | NPY_ARRAY_WRITEBACKIFCOPY)) {
+        return npy_deferred_before_write(arr);
+    }
+    return npy_deferred_calculate(arr);
+}
+
+/*
+ * The flags of a new view, from what its creator passed, which may be those
+ * of an operand: the marks stay with the operand.
+ */
+static inline int
+npy_deferred_view_flags(int flags)
+{
+    if (flags & NPY_ARRAY_DEFERRED_WASWRITEABLE) {
+        flags |= NPY_ARRAY_WRITEABLE;
+    }
+    return flags & ~NPY_DEFERRED_ALL_FLAGS;
+}
+
+/*
+ * What `ndarray.flags` shows: an operand is as writeable as eager NumPy's, and
+ * the private flags are left out.
+ */
+static inline int
+npy_deferred_visible_flags(PyArrayObject *arr)
+{
+    int flags = ((PyArrayObject_fields *)arr)->flags;
+    if (flags & NPY_ARRAY_DEFERRED_WASWRITEABLE) {
+        flags |= NPY_ARRAY_WRITEABLE;
+    }
+    return flags &
+           ~(NPY_ARRAY_DEFERRED_TRACKED | NPY_ARRAY_DEFERRED_EXPOSED);
+}
+
+/*
+ * A view is about to get `base`.  If that is deferred, calculate it and move
+ * the view's data pointer from the guard to where the values are now.
+ */
+NPY_NO_EXPORT int
+npy_deferred_set_base(PyArrayObject *view, PyObject *base);
+
+/* Called by array_dealloc for a deferred array: drops its node. */
+NPY_NO_EXPORT void
+npy_deferred_dealloc(PyArrayObject *arr);
+
+/*
+ * The ufunc machinery is about to run a loop: all types are resolved, op[nin]
+ * is NULL or the `out` array.
+ *
+ * Returns 1 when the call is dealt with: op[nin] is a deferred array, or holds
+ * the result.  Returns 0 when the caller must go on; no input is deferred then.
+ * Returns -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
+                     PyArray_Descr *const descrs[], PyArrayObject *op[],
+                     NPY_CASTING casting, NPY_ORDER order,
+                     PyArrayObject *wheremask, int errmask);
+
+/* Whether npy_deferred_capture may have anything to do. */
+static inline int
+npy_deferred_may_capture(int errmask)
+{
+    return npy_deferred_npending != 0 || npy_deferred_state_used ||
+           errmask == 0;
+}
+
+/*
+ * Assign a deferred `src` to `dst` without storing its values elsewhere.
+ * Returns 1 when done, 0 when the caller must go on with the ordinary
+ * assignment (`src` is not deferred any more), -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src,
+                    PyArrayObject *wheremask, NPY_CASTING casting);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* NUMPY_DEFERRED_SRC_DEFERRED_HOOKS_H_ */

@@ -1,0 +1,321 @@
+/*
+ * Execution: walk the operands and run a plan's steps block by block.
+ *
+ * Operands and result are walked in one of two ways: directly, when all lie in
+ * memory element after element in the same order, or by an unbuffered NpyIter,
+ * which broadcasts, orders axes as eager NumPy does and copies what overlaps.
+ * Either gives runs of elements with fixed strides, which are cut into blocks
+ * such that the slots stay in the L1 cache.
+ *
+ * The floating-point status is read after each loop when some node's error
+ * state wants to know, and cleared only when something was raised.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+#include "array_assign.h"
+#include "common.h"
+#include "lowlevel_strided_loops.h"
+#include "mem_overlap.h"
+#include "npy_math.h"
+
+#include <stdint.h>
+
+/* Scratch for one block: half of the usual L1 cache, the rest is operands'. */
+#define SCRATCH_BYTES 16384
+#define MIN_BLOCK 256
+#define MAX_BLOCK 4096
+#define SLOT_ALIGNMENT 64
+
+/* Walking state of one execution. */
+typedef struct {
+    npy_deferred_plan *plan;
+    const npy_deferred_expression *expression;
+    npy_intp block;
+    int checks; /* whether floating-point status matters */
+    char *scratch; /* owned */
+} run_state;
+
+static int
+same_order(PyArrayObject *array, PyArrayObject *out, int order)
+{
+    return PyArray_NDIM(array) == PyArray_NDIM(out) &&
+           PyArray_CompareLists(PyArray_DIMS(array), PyArray_DIMS(out),
+                                PyArray_NDIM(out)) &&
+           (PyArray_NDIM(out) == 1 || PyArray_CHKFLAGS(array, order));
+}
+
+NPY_NO_EXPORT int
+npy_deferred_runs_direct(const npy_deferred_expression *expression,
+                         PyArrayObject *out, npy_deferred_target target)
+{
+    int order = PyArray_FLAGS(out) &
+                (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
+    if (order == 0 && PyArray_NDIM(out) != 1) {
+        return 0;
+    }
+    for (int i = 0; i < expression->noperands; i++) {
+        PyArrayObject *array = expression->operands[i];
+        if (!same_order(array, out, order)) {
+            return 0;
+        }
+        if (target != NPY_DEFERRED_FRESH &&
+            !PyArray_EQUIVALENTLY_ITERABLE_OVERLAP_OK(
+                    array, out, PyArray_TRIVIALLY_ITERABLE_OP_READ,
+                    PyArray_TRIVIALLY_ITERABLE_OP_NOREAD)) {
+            return 0;
+        }
+    }
+    /* A result that overlaps itself is the iterator's. */
+    return PyArray_NDIM(out) != 1 || PyArray_DIM(out, 0) == 1 ||
+           PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out);
+}
+
+static int
+bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
+          const npy_deferred_expression *expression, PyArrayObject *out)
+{
+    npy_deferred_value *from = &plan->values[step->args[0]];
+    npy_deferred_value *to = &plan->values[step->args[1]];
+    int aligned = from->aligned && to->aligned;
+    if (from->kind == NPY_DEFERRED_VALUE_OPERAND) {
+        aligned = aligned &&
+                  IsUintAligned(expression->operands[from->operand]);
+    }
+    if (to->kind == NPY_DEFERRED_VALUE_OUT) {
+        aligned = aligned && IsUintAligned(out);
+    }
+    NPY_ARRAYMETHOD_FLAGS flags;
+    if (PyArray_GetDTypeTransferFunction(
+                aligned, step->strides[0], step->strides[1], from->descr,
+                to->descr, 0, &step->cast, &flags) != NPY_SUCCEED) {
+        return -1;
+    }
+    step->loop = step->cast.func;
+    step->context = &step->cast.context;
+    step->auxdata = step->cast.auxdata;
+    step->checked = !(flags & NPY_METH_NO_FLOATINGPOINT_ERRORS);
+    return 0;
+}
+
+static int
+bind_operation(npy_deferred_step *step)
+{
+    npy_deferred_node *node = step->node;
+    NPY_ARRAYMETHOD_FLAGS flags = 0;
+    NPY_context_init(&step->own_context, node->descrs);
+    step->own_context.caller = (PyObject *)node->ufunc;
+    step->own_context.method = node->method;
+    step->context = &step->own_context;
+    if (node->method->get_strided_loop(step->context, 1, 0, step->strides,
+                                       &step->loop, &step->auxdata,
+                                       &flags) < 0) {
+        return -1;
+    }
+    step->checked = !(flags & NPY_METH_NO_FLOATINGPOINT_ERRORS);
+    return 0;
+}
+
+/* Choose the loops; the strides of operands and result are in the values. */
+static int
+bind(run_state *state, PyArrayObject *out)
+{
+    npy_deferred_plan *plan = state->plan;
+    for (int i = 0; i < plan->nsteps; i++) {
+        npy_deferred_step *step = &plan->steps[i];
+        npy_deferred_value *written = &plan->values[step->args[step->nargs - 1]];
+        step->once = step->is_cast && plan->values[step->args[0]].stride == 0 &&
+                     written->kind == NPY_DEFERRED_VALUE_SLOT;
+        if (written->kind == NPY_DEFERRED_VALUE_SLOT) {
+            written->stride = step->once ? 0 : written->descr->elsize;
+        }
+        for (int j = 0; j < step->nargs; j++) {
+            step->strides[j] = plan->values[step->args[j]].stride;
+        }
+        int result = step->is_cast
+                             ? bind_cast(plan, step, state->expression, out)
+                             : bind_operation(step);
+        if (result < 0) {
+            return -1;
+        }
+        step->bound = 1;
+        if (step->node == NULL || step->node->errmask != 0) {
+            state->checks = 1;
+        }
+    }
+    return 0;
+}
+
+static int
+allocate_scratch(run_state *state)
+{
+    npy_deferred_plan *plan = state->plan;
+    npy_intp element = 0;
+    for (int i = 0; i < plan->nslots; i++) {
+        element += plan->slots[i].elsize;
+    }
+    if (element == 0) {
+        state->block = NPY_MAX_INTP;
+        return 0;
+    }
+    npy_intp block = (SCRATCH_BYTES / element) & ~(npy_intp)63;
+    block = block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
+    state->block = block;
+    state->scratch = PyMem_RawMalloc(element * block +
+                                     (plan->nslots + 1) * SLOT_ALIGNMENT);
+    if (state->scratch == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    uintptr_t position = (uintptr_t)state->scratch;
+    for (int i = 0; i < plan->nslots; i++) {
+        position = (position + SLOT_ALIGNMENT - 1) &
+                   ~(uintptr_t)(SLOT_ALIGNMENT - 1);
+        plan->slots[i].data = (char *)position;
+        position += plan->slots[i].elsize * block;
+    }
+    for (int i = 0; i < plan->nvalues; i++) {
+        if (plan->values[i].kind == NPY_DEFERRED_VALUE_SLOT) {
+            plan->values[i].data = plan->slots[plan->values[i].slot].data;
+        }
+    }
+    return 0;
+}
+
+/* The hot loop: one block after the other, one step after the other. */
+static int
+run_blocks(run_state *state, npy_intp count)
+{
+    npy_deferred_plan *plan = state->plan;
+    npy_deferred_value *values = plan->values;
+    int ninputs = state->expression->noperands + 1; /* and the result */
+    while (count > 0) {
+        npy_intp n = count < state->block ? count : state->block;
+        for (int i = 0; i < plan->nsteps; i++) {
+            npy_deferred_step *step = &plan->steps[i];
+            char *data[NPY_DEFERRED_MAX_NIN + 1];
+            npy_intp length = step->once ? 1 : n;
+            for (int j = 0; j < step->nargs; j++) {
+                data[j] = values[step->args[j]].data;
+            }
+            if (step->loop(step->context, data, &length, step->strides,
+                           step->auxdata) < 0) {
+                return -1;
+            }
+            if (state->checks) {
+                int status = npy_get_floatstatus_barrier((char *)data);
+                if (status != 0) {
+                    step->status |= step->checked ? status : 0;
+                    npy_clear_floatstatus_barrier((char *)data);
+                }
+            }
+        }
+        for (int i = 0; i < ninputs; i++) {
+            values[i].data += n * values[i].stride;
+        }
+        count -= n;
+    }
+    return 0;
+}
+
+static int
+run_direct(run_state *state, PyArrayObject *out)
+{
+    npy_deferred_value *values = state->plan->values;
+    int noperands = state->expression->noperands;
+    for (int i = 0; i <= noperands; i++) {
+        PyArrayObject *array =
+                i < noperands ? state->expression->operands[i] : out;
+        values[i].data = PyArray_BYTES(array);
+        values[i].stride = PyArray_NDIM(array) == 1 ? PyArray_STRIDE(array, 0)
+                                                    : PyArray_ITEMSIZE(array);
+    }
+    if (bind(state, out) < 0 || allocate_scratch(state) < 0) {
+        return -1;
+    }
+    npy_clear_floatstatus_barrier((char *)state);
+    return run_blocks(state, PyArray_SIZE(out));
+}
+
+static int
+run_iterator(run_state *state, NpyIter *iter, PyArrayObject *out)
+{
+    npy_deferred_value *values = state->plan->values;
+    int nop = state->expression->noperands + 1;
+    NpyIter_IterNextFunc *iternext = NpyIter_GetIterNext(iter, NULL);
+    if (iternext == NULL) {
+        return -1;
+    }
+    char **pointers = NpyIter_GetDataPtrArray(iter);
+    npy_intp *strides = NpyIter_GetInnerStrideArray(iter);
+    npy_intp *count = NpyIter_GetInnerLoopSizePtr(iter);
+    for (int i = 0; i < nop; i++) {
+        values[i].stride = strides[i];
+    }
+    if (bind(state, out) < 0 || allocate_scratch(state) < 0) {
+        return -1;
+    }
+    npy_clear_floatstatus_barrier((char *)state);
+    do {
+        for (int i = 0; i < nop; i++) {
+            values[i].data = pointers[i];
+        }
+        if (run_blocks(state, *count) < 0) {
+            return -1;
+        }
+    } while (iternext(iter));
+    return 0;
+}
+
+static int
+run_with_iterator(run_state *state, PyArrayObject *out,
+                  npy_deferred_target target)
+{
+    PyArrayObject *op[NPY_DEFERRED_MAX_OPERANDS + 1];
+    npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
+    int noperands = state->expression->noperands;
+    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP;
+    if (target != NPY_DEFERRED_FRESH) {
+        flags |= NPY_ITER_COPY_IF_OVERLAP;
+    }
+    for (int i = 0; i < noperands; i++) {
+        op[i] = state->expression->operands[i];
+        op_flags[i] = NPY_ITER_READONLY | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+    }
+    op[noperands] = out;
+    op_flags[noperands] = NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST |
+                          NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+    NpyIter *iter = NpyIter_MultiNew(noperands + 1, op, flags, NPY_KEEPORDER,
+                                     NPY_NO_CASTING, op_flags, NULL);
+    if (iter == NULL) {
+        return -1;
+    }
+    int result = run_iterator(state, iter, out);
+    if (NpyIter_Deallocate(iter) != NPY_SUCCEED) {
+        result = -1;
+    }
+    return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_execute(npy_deferred_plan *plan,
+                     const npy_deferred_expression *expression,
+                     PyArrayObject *out, npy_deferred_target target, int direct)
+{
+    run_state state = {plan, expression, 0, 0, NULL};
+    int result = direct ? run_direct(&state, out)
+                        : run_with_iterator(&state, out, target);
+    PyMem_RawFree(state.scratch);
+    /* Some loops set an exception and return success all the same. */
+    if (result == 0 && PyErr_Occurred()) {
+        result = -1;
+    }
+    return result;
+}

@@ -1,0 +1,324 @@
+/*
+ * Expressions: which nodes are evaluated together, within which bounds.
+ *
+ * The expression behind a node is a DAG of pending nodes; operands that are
+ * regular arrays are its leaves.  It is collected without recursion, and put
+ * in order by serial, as every node is younger than its operands.
+ *
+ * Before an evaluation, some inner nodes are calculated on their own, so that
+ * they are leaves: those of another size than the result (broadcasting would
+ * compute them once per element of it), those that were evaluated before and
+ * that somebody else needs too, and all of them where bits depend on how the
+ * memory of the operands is walked, and the fused walk is another than eager
+ * NumPy's (see `is_sensitive`).
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+static int
+add_operand(npy_deferred_expression *expression, PyArrayObject *array,
+            int limit)
+{
+    for (int i = 0; i < expression->noperands; i++) {
+        if (expression->operands[i] == array) {
+            return 0;
+        }
+    }
+    if (expression->noperands == limit) {
+        return -1;
+    }
+    expression->operands[expression->noperands++] = array;
+    return 0;
+}
+
+static int
+add_node(npy_deferred_expression *expression, npy_deferred_node *node,
+         npy_uint64 visit)
+{
+    if (node->visited == visit) {
+        node->nuses++;
+        return 0;
+    }
+    if (expression->nnodes == NPY_DEFERRED_MAX_NODES) {
+        return -1;
+    }
+    node->visited = visit;
+    node->nuses = 1;
+    expression->nodes[expression->nnodes++] = node;
+    return 0;
+}
+
+static int
+collect(npy_deferred_node *root, npy_deferred_expression *expression,
+        int max_operands)
+{
+    npy_uint64 visit = npy_deferred_new_visit();
+    expression->nnodes = 0;
+    expression->noperands = 0;
+    add_node(expression, root, visit);
+    for (int i = 0; i < expression->nnodes; i++) {
+        npy_deferred_node *node = expression->nodes[i];
+        for (int j = 0; j < node->nin; j++) {
+            PyArrayObject *array = node->operands[j].array;
+            if (array == NULL) {
+                continue;
+            }
+            int added = npy_deferred_is(array)
+                                ? add_node(expression,
+                                           npy_deferred_node_of(array), visit)
+                                : add_operand(expression, array, max_operands);
+            if (added < 0) {
+                return -1;
+            }
+        }
+    }
+    for (int i = 1; i < expression->nnodes; i++) {
+        npy_deferred_node *node = expression->nodes[i];
+        int j = i;
+        for (; j > 0 && expression->nodes[j - 1]->serial > node->serial; j--) {
+            expression->nodes[j] = expression->nodes[j - 1];
+        }
+        expression->nodes[j] = node;
+    }
+    for (int i = 0; i < expression->nnodes; i++) {
+        expression->nodes[i]->position = i;
+    }
+    return 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_collect(npy_deferred_node *root,
+                     npy_deferred_expression *expression)
+{
+    return collect(root, expression, NPY_DEFERRED_ALL_OPERANDS);
+}
+
+/* The deferred operand with the largest expression, or NULL. */
+static PyArrayObject *
+largest_operand(npy_deferred_node *node)
+{
+    PyArrayObject *largest = NULL;
+    for (int i = 0; i < node->nin; i++) {
+        PyArrayObject *array = node->operands[i].array;
+        if (array != NULL && npy_deferred_is(array) &&
+            (largest == NULL || npy_deferred_node_of(array)->nnodes >
+                                        npy_deferred_node_of(largest)->nnodes)) {
+            largest = array;
+        }
+    }
+    return largest;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_limit_expression(npy_deferred_node *node)
+{
+    npy_deferred_expression expression;
+    while (node->nnodes > NPY_DEFERRED_MAX_NODES ||
+           node->noperands > NPY_DEFERRED_MAX_OPERANDS) {
+        /* The sums count shared parts repeatedly: look before giving up. */
+        if (collect(node, &expression, NPY_DEFERRED_MAX_OPERANDS) == 0) {
+            node->nnodes = expression.nnodes;
+            node->noperands = expression.noperands;
+            return 0;
+        }
+        PyArrayObject *array = largest_operand(node);
+        if (array == NULL) {
+            return 0;
+        }
+        if (npy_deferred_calculate(array) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Whether the bits of an operation may depend on strides: loops of float16
+ * work in single precision where they are contiguous, and what loops that do
+ * not come with NumPy do is not known.  All others are the same in any walk
+ * (tests/test_bits.py checks that over all ufuncs and types).
+ */
+static int
+is_sensitive(const npy_deferred_node *node)
+{
+    for (int i = 0; i <= node->nin; i++) {
+        if (node->descrs[i]->type_num == NPY_HALF) {
+            return 1;
+        }
+    }
+    return !npy_deferred_is_builtin(node->ufunc);
+}
+
+static int
+any_sensitive(const npy_deferred_expression *expression)
+{
+    for (int i = 0; i < expression->nnodes; i++) {
+        if (is_sensitive(expression->nodes[i])) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Evaluated before, and used by more than this expression. */
+static int
+worth_keeping(const npy_deferred_node *node)
+{
+    if (node->nevaluated == 0) {
+        return 0;
+    }
+    npy_deferred_usage *usage = npy_deferred_find_usage(node->array);
+    npy_intp count = usage == NULL ? 0 : usage->count;
+    return count > node->nuses || Py_REFCNT(node->array) > count;
+}
+
+/*
+ * Calculate the inner nodes that must be regular first; `all` takes every one.
+ * Returns 1 when something was calculated, so that the expression must be
+ * collected again, else 0; -1 with an exception set.
+ */
+static int
+calculate_inner(npy_deferred_node *root, PyArrayObject *out,
+                const npy_deferred_expression *expression, int all)
+{
+    PyArrayObject *inner[NPY_DEFERRED_MAX_NODES];
+    int ninner = 0, result = 0;
+    npy_intp size = PyArray_SIZE(out);
+    for (int i = 0; i < expression->nnodes; i++) {
+        npy_deferred_node *node = expression->nodes[i];
+        if (node != root && (all || PyArray_SIZE(node->array) != size ||
+                             worth_keeping(node))) {
+            inner[ninner++] = node->array;
+        }
+    }
+    for (int i = 0; i < ninner; i++) {
+        Py_INCREF(inner[i]);
+    }
+    for (int i = 0; i < ninner; i++) {
+        if (result == 0 && npy_deferred_calculate(inner[i]) < 0) {
+            result = -1;
+        }
+        Py_DECREF(inner[i]);
+    }
+    return result < 0 ? -1 : ninner > 0;
+}
+
+static int
+collect_errors(npy_deferred_plan *plan, npy_deferred_errors *errors)
+{
+    for (int i = 0; i < plan->nsteps; i++) {
+        npy_deferred_step *step = &plan->steps[i];
+        if (step->status == 0) {
+            continue;
+        }
+        npy_deferred_node *node = step->node;
+        npy_deferred_error *last =
+                errors->n == 0 ? NULL : &errors->items[errors->n - 1];
+        if (node == NULL) {
+            npy_deferred_error error = {NULL, 0, NULL, step->status};
+            error.errfunc = npy_deferred_current_errfunc(&error.errmask);
+            if (error.errfunc == NULL) {
+                return -1;
+            }
+            errors->items[errors->n++] = error;
+        }
+        else if (last != NULL && last->node == node) {
+            last->status |= step->status;
+        }
+        else if (node->errmask != 0) {
+            Py_INCREF(node->ufunc);
+            Py_INCREF(node->errfunc);
+            npy_deferred_error error = {node->ufunc, node->errmask,
+                                        node->errfunc, step->status, node};
+            errors->items[errors->n++] = error;
+        }
+    }
+    return 0;
+}
+
+static int
+may_raise(const npy_deferred_expression *expression)
+{
+    for (int i = 0; i < expression->nnodes; i++) {
+        if (npy_deferred_mask_may_raise(expression->nodes[i]->errmask)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_can_fuse_out(npy_deferred_node *root)
+{
+    npy_deferred_expression expression;
+    return npy_deferred_collect(root, &expression) == 0 &&
+           !may_raise(&expression);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_can_fuse_assignment(npy_deferred_node *root, PyArrayObject *out)
+{
+    npy_deferred_expression expression;
+    return npy_deferred_collect(root, &expression) == 0 &&
+           !may_raise(&expression) &&
+           (!any_sensitive(&expression) ||
+            npy_deferred_runs_direct(&expression, out, NPY_DEFERRED_ASSIGN));
+}
+
+/* Collect, and calculate what must be regular first, until nothing must. */
+static int
+prepare(npy_deferred_node *root, PyArrayObject *out, npy_deferred_target target,
+        npy_deferred_expression *expression, int *direct, int *sensitive)
+{
+    int again;
+    do {
+        if (npy_deferred_collect(root, expression) < 0) {
+            PyErr_SetString(PyExc_SystemError,
+                            "a deferred expression exceeds its bounds");
+            return -1;
+        }
+        *direct = npy_deferred_runs_direct(expression, out, target);
+        *sensitive = any_sensitive(expression);
+        int all = !*direct && (*sensitive || expression->noperands >
+                                                     NPY_DEFERRED_MAX_OPERANDS);
+        again = calculate_inner(root, out, expression, all);
+    } while (again > 0);
+    return again;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
+                      npy_deferred_target target, npy_deferred_errors *errors)
+{
+    npy_deferred_expression expression;
+    int direct, sensitive;
+    if (prepare(root, out, target, &expression, &direct, &sensitive) < 0) {
+        return -1;
+    }
+    npy_deferred_plan *plan =
+            npy_deferred_plan_new(&expression, out,
+                                  target != NPY_DEFERRED_ASSIGN || !sensitive);
+    if (plan == NULL) {
+        return -1;
+    }
+    int result = npy_deferred_execute(plan, &expression, out, target, direct);
+    if (result == 0) {
+        result = collect_errors(plan, errors);
+    }
+    npy_deferred_plan_free(plan);
+    if (result < 0) {
+        npy_deferred_errors_clear(errors);
+        return -1;
+    }
+    for (int i = 0; i < expression.nnodes; i++) {
+        expression.nodes[i]->nevaluated++;
+    }
+    return 0;
+}

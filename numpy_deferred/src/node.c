@@ -1,0 +1,399 @@
+/*
+ * Nodes: what a deferred array knows of its operation, and the pending list.
+ *
+ * A node owns references to its operands, to the ufunc and loop, and to the
+ * captured error state.  The deferred array owns its node; the node refers to
+ * the array weakly, so the pending list keeps nothing alive.  The list is
+ * doubly linked in order of creation.  Everything here is guarded by the GIL.
+ *
+ * Dropping an operand can run arbitrary code (it may be the last reference to
+ * an array with a weakref callback), so a node is taken off all lists before
+ * its operands go.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+#include "alloc.h"
+#include "convert_datatype.h"
+
+NPY_NO_EXPORT npy_intp npy_deferred_npending = 0;
+NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
+
+extern PyObject *PyDataMem_DefaultHandler;
+
+/* The newest pending node; the list goes on through `older`. */
+static npy_deferred_node *newest = NULL;
+
+static npy_uint64 last_serial = 0;
+static npy_uint64 last_visit = 0;
+
+NPY_NO_EXPORT npy_uint64
+npy_deferred_new_visit(void)
+{
+    return ++last_visit;
+}
+
+/* Copy a 0-d array's value, cast for the loop.  Returns 0 or -1. */
+static int
+capture_constant(npy_deferred_operand *operand, PyArrayObject *scalar,
+                 PyArray_Descr *descr)
+{
+    PyArrayObject *value = scalar;
+    assert(descr->elsize <= NPY_DEFERRED_CONSTANT_SIZE);
+    Py_INCREF(value);
+    if (PyArray_DESCR(scalar) != descr) {
+        Py_INCREF(descr);
+        Py_SETREF(value, (PyArrayObject *)PyArray_CastToType(scalar, descr, 0));
+        if (value == NULL) {
+            return -1;
+        }
+    }
+    memcpy(operand->constant, PyArray_DATA(value), descr->elsize);
+    Py_DECREF(value);
+    return 0;
+}
+
+NPY_NO_EXPORT npy_deferred_node *
+npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
+                      PyArray_Descr *const descrs[], PyArrayObject *const op[],
+                      int errmask)
+{
+    int nin = ufunc->nin;
+    npy_deferred_node *node = PyMem_Calloc(
+            1, sizeof(*node) + nin * sizeof(npy_deferred_operand));
+    if (node == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    node->refcount = 1;
+    node->serial = ++last_serial;
+    node->nin = nin;
+    node->nnodes = 1;
+    Py_INCREF(ufunc);
+    node->ufunc = ufunc;
+    Py_INCREF(method);
+    node->method = method;
+    for (int i = 0; i <= nin; i++) {
+        Py_INCREF(descrs[i]);
+        node->descrs[i] = descrs[i];
+    }
+    node->errmask = errmask;
+    if (errmask != 0) {
+        node->errfunc = npy_deferred_current_errfunc(NULL);
+        if (node->errfunc == NULL) {
+            goto fail;
+        }
+    }
+    for (int i = 0; i < nin; i++) {
+        npy_deferred_operand *operand = &node->operands[i];
+        operand->node = node;
+        if (PyArray_NDIM(op[i]) == 0) {
+            if (capture_constant(operand, op[i], descrs[i]) < 0) {
+                goto fail;
+            }
+            continue;
+        }
+        Py_INCREF(op[i]);
+        operand->array = op[i];
+        if (npy_deferred_is(op[i])) {
+            node->nnodes += npy_deferred_node_of(op[i])->nnodes;
+            node->noperands += npy_deferred_node_of(op[i])->noperands;
+        }
+        else {
+            node->noperands += 1;
+        }
+    }
+    return node;
+
+fail:
+    npy_deferred_node_decref(node);
+    return NULL;
+}
+
+static void
+append_pending(npy_deferred_node *node)
+{
+    node->older = newest;
+    if (newest != NULL) {
+        newest->newer = node;
+    }
+    newest = node;
+    npy_deferred_npending++;
+}
+
+static void
+remove_pending(npy_deferred_node *node)
+{
+    if (node->newer != NULL) {
+        node->newer->older = node->older;
+    }
+    else {
+        newest = node->older;
+    }
+    if (node->older != NULL) {
+        node->older->newer = node->newer;
+    }
+    node->older = node->newer = NULL;
+    npy_deferred_npending--;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array)
+{
+    for (int i = 0; i < node->nin; i++) {
+        if (node->operands[i].array == NULL) {
+            continue;
+        }
+        if (npy_deferred_use(&node->operands[i]) < 0) {
+            while (--i >= 0) {
+                npy_deferred_unuse(&node->operands[i]);
+            }
+            return -1;
+        }
+    }
+    /* Its operation may have been captured before an operand's was. */
+    node->serial = ++last_serial;
+    node->array = array;
+    ((PyArrayObject_fields *)array)->mem_handler = (PyObject *)node;
+    PyArray_ENABLEFLAGS(array, NPY_ARRAY_DEFERRED | NPY_ARRAY_OWNDATA);
+    append_pending(node);
+    npy_deferred_stats.captured++;
+    return 0;
+}
+
+static void
+release_operands(npy_deferred_node *node)
+{
+    for (int i = 0; i < node->nin; i++) {
+        npy_deferred_unuse(&node->operands[i]);
+    }
+    for (int i = 0; i < node->nin; i++) {
+        Py_CLEAR(node->operands[i].array);
+    }
+}
+
+NPY_NO_EXPORT void
+npy_deferred_node_incref(npy_deferred_node *node)
+{
+    node->refcount++;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_node_decref(npy_deferred_node *node)
+{
+    if (--node->refcount > 0) {
+        return;
+    }
+    release_operands(node);
+    for (int i = 0; i <= node->nin; i++) {
+        Py_XDECREF(node->descrs[i]);
+    }
+    Py_DECREF(node->ufunc);
+    Py_DECREF(node->method);
+    Py_XDECREF(node->errfunc);
+    PyMem_Free(node);
+}
+
+/* The array gives up its node: it died, or it has its values. */
+static void
+detach(npy_deferred_node *node, PyObject *handler, void *data)
+{
+    PyArrayObject_fields *fields = (PyArrayObject_fields *)node->array;
+    node->array = NULL;
+    remove_pending(node);
+    fields->mem_handler = handler;
+    fields->data = data;
+    fields->flags &= ~NPY_ARRAY_DEFERRED;
+    release_operands(node);
+    npy_deferred_node_decref(node);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_commit(PyArrayObject *array, void *memory)
+{
+    npy_deferred_stats.calculated++;
+    Py_INCREF(PyDataMem_DefaultHandler);
+    detach(npy_deferred_node_of(array), PyDataMem_DefaultHandler, memory);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_dealloc(PyArrayObject *arr)
+{
+    npy_deferred_stats.released++;
+    detach(npy_deferred_node_of(arr), NULL, NULL);
+}
+
+/* Calculate the node's array if it still has one; keep the first error. */
+static void
+calculate_if_pending(npy_deferred_node *node, PyObject *error[3])
+{
+    PyArrayObject *array = node->array;
+    if (array == NULL) {
+        return;
+    }
+    Py_INCREF(array);
+    if (npy_deferred_calculate(array) < 0) {
+        if (error[0] == NULL) {
+            PyErr_Fetch(&error[0], &error[1], &error[2]);
+        }
+        else {
+            PyErr_Clear();
+        }
+    }
+    Py_DECREF(array);
+}
+
+static int
+raise_first(PyObject *error[3])
+{
+    if (error[0] == NULL) {
+        return 0;
+    }
+    PyErr_Restore(error[0], error[1], error[2]);
+    return -1;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_all(void)
+{
+    PyObject *error[3] = {NULL, NULL, NULL};
+    /* Nodes that fail stay in the list; go on with those before them. */
+    npy_uint64 limit = last_serial;
+    for (;;) {
+        npy_deferred_node *node = newest;
+        while (node != NULL && node->serial > limit) {
+            node = node->older;
+        }
+        if (node == NULL) {
+            return raise_first(error);
+        }
+        limit = node->serial - 1;
+        npy_deferred_node_incref(node);
+        calculate_if_pending(node, error);
+        npy_deferred_node_decref(node);
+    }
+}
+
+typedef struct {
+    npy_deferred_node **nodes; /* owned references */
+    npy_intp n, allocated;
+} node_list;
+
+/* Add the nodes that read memory which `array` owns, each once. */
+static int
+add_readers(node_list *list, PyArrayObject *array, npy_uint64 visit)
+{
+    npy_deferred_usage *usage = npy_deferred_find_usage(array);
+    if (usage == NULL) {
+        return 0;
+    }
+    for (npy_deferred_operand *operand = usage->readers; operand != NULL;
+         operand = operand->next) {
+        if (operand->node->visited == visit) {
+            continue;
+        }
+        if (list->n == list->allocated) {
+            npy_intp allocated = list->allocated == 0 ? 16 : 2 * list->allocated;
+            npy_deferred_node **nodes =
+                    PyMem_Realloc(list->nodes, allocated * sizeof(*nodes));
+            if (nodes == NULL) {
+                PyErr_NoMemory();
+                return -1;
+            }
+            list->nodes = nodes;
+            list->allocated = allocated;
+        }
+        operand->node->visited = visit;
+        npy_deferred_node_incref(operand->node);
+        list->nodes[list->n++] = operand->node;
+    }
+    return 0;
+}
+
+static int
+newest_first(const void *a, const void *b)
+{
+    npy_uint64 first = (*(npy_deferred_node *const *)a)->serial;
+    npy_uint64 second = (*(npy_deferred_node *const *)b)->serial;
+    return first < second ? 1 : first > second ? -1 : 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_flush_memory(PyArrayObject *arr)
+{
+    if (npy_deferred_calculate(arr) < 0) {
+        return -1;
+    }
+    PyArrayObject *owner = npy_deferred_memory_owner(arr);
+    if (owner == NULL || !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_TRACKED)) {
+        return 0;
+    }
+    npy_deferred_stats.flushed++;
+    int result = -1;
+    PyObject *error[3] = {NULL, NULL, NULL};
+    node_list dependents = {NULL, 0, 0};
+    npy_uint64 visit = npy_deferred_new_visit();
+    if (add_readers(&dependents, owner, visit) < 0) {
+        goto finish;
+    }
+    for (npy_intp i = 0; i < dependents.n; i++) {
+        if (dependents.nodes[i]->array != NULL &&
+            add_readers(&dependents, dependents.nodes[i]->array, visit) < 0) {
+            goto finish;
+        }
+    }
+    qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes),
+          newest_first);
+    for (npy_intp i = 0; i < dependents.n; i++) {
+        calculate_if_pending(dependents.nodes[i], error);
+    }
+    result = raise_first(error);
+
+finish:
+    for (npy_intp i = 0; i < dependents.n; i++) {
+        npy_deferred_node_decref(dependents.nodes[i]);
+    }
+    PyMem_Free(dependents.nodes);
+    return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_set_base(PyArrayObject *view, PyObject *base)
+{
+    if (!PyArray_Check(base) || !npy_deferred_is((PyArrayObject *)base)) {
+        return 0;
+    }
+    PyArrayObject_fields *fields = (PyArrayObject_fields *)base;
+    char *guard = fields->data;
+    if (npy_deferred_calculate((PyArrayObject *)base) < 0) {
+        return -1;
+    }
+    ((PyArrayObject_fields *)view)->data += fields->data - guard;
+    return 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_expose(PyArrayObject *arr, int writeable)
+{
+    if (npy_deferred_calculate(arr) < 0) {
+        return -1;
+    }
+    if (!writeable) {
+        return 0;
+    }
+    if (npy_deferred_before_write(arr) < 0) {
+        return -1;
+    }
+    PyArrayObject *owner = npy_deferred_memory_owner(arr);
+    if (owner != NULL) {
+        PyArray_ENABLEFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED);
+    }
+    return 0;
+}

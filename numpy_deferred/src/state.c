@@ -1,0 +1,151 @@
+/*
+ * Whether calls are deferred: np.setdeferred, np.getdeferred and the
+ * environment.
+ *
+ * The state lives in a context variable, as the error state does, so threads
+ * and asyncio tasks have their own.  Values are True, False and None; None
+ * defers while the error state ignores everything.  The environment is read
+ * once, at import: NUMPY_DEFERRED gives the state contexts start with.
+ *
+ * npy_deferred_state_used keeps the price of a ufunc call down where nobody
+ * ever asked for deferral: the context variable is not looked at then.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+NPY_NO_EXPORT int npy_deferred_state_used = 0;
+NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 0;
+NPY_NO_EXPORT int npy_deferred_trap = 0;
+
+static PyObject *state_variable = NULL; /* owned, immortal */
+
+/* Reads NUMPY_DEFERRED: new reference, or NULL with an exception. */
+static PyObject *
+initial_state(void)
+{
+    const char *value = getenv("NUMPY_DEFERRED");
+    if (value == NULL || value[0] == '\0' || strcmp(value, "none") == 0) {
+        Py_RETURN_NONE;
+    }
+    if (strcmp(value, "1") == 0) {
+        Py_RETURN_TRUE;
+    }
+    if (strcmp(value, "0") == 0) {
+        Py_RETURN_FALSE;
+    }
+    PyErr_Format(PyExc_ValueError,
+                 "the environment variable NUMPY_DEFERRED must be 1, 0 or "
+                 "none, not %.100s",
+                 value);
+    return NULL;
+}
+
+static int
+read_min_bytes(void)
+{
+    const char *value = getenv("NUMPY_DEFERRED_MIN_BYTES");
+    if (value == NULL || value[0] == '\0') {
+        return 0;
+    }
+    char *end;
+    long long number = strtoll(value, &end, 10);
+    if (*end != '\0' || number < 0 || number > NPY_MAX_INTP) {
+        PyErr_Format(PyExc_ValueError,
+                     "the environment variable NUMPY_DEFERRED_MIN_BYTES must "
+                     "be a number of bytes, not %.100s",
+                     value);
+        return -1;
+    }
+    npy_deferred_min_bytes = (npy_intp)number;
+    return 0;
+}
+
+static int
+read_guard_mode(void)
+{
+    const char *value = getenv("NUMPY_DEFERRED_GUARD");
+    if (value == NULL || value[0] == '\0') {
+        return 0;
+    }
+    if (strcmp(value, "trap") != 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "the environment variable NUMPY_DEFERRED_GUARD must be "
+                     "trap or not set, not %.100s",
+                     value);
+        return -1;
+    }
+    npy_deferred_trap = 1;
+    return 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_state_init(void)
+{
+    if (read_min_bytes() < 0 || read_guard_mode() < 0) {
+        return -1;
+    }
+    PyObject *initial = initial_state();
+    if (initial == NULL) {
+        return -1;
+    }
+    npy_deferred_state_used = (initial == Py_True);
+    state_variable = PyContextVar_New("numpy.deferred_state", initial);
+    Py_DECREF(initial);
+    return state_variable == NULL ? -1 : 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_enabled(int errmask)
+{
+    PyObject *state = npy_deferred_get_state();
+    if (state == NULL) {
+        return -1;
+    }
+    int enabled = (state == Py_True) || (state == Py_None && errmask == 0);
+    Py_DECREF(state);
+    return enabled;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_get_state(void)
+{
+    PyObject *state;
+    if (PyContextVar_Get(state_variable, NULL, &state) < 0) {
+        return NULL;
+    }
+    return state;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_set_state(PyObject *state)
+{
+    if (state != Py_True && state != Py_False && state != Py_None) {
+        PyErr_Format(PyExc_ValueError,
+                     "the deferred state must be True, False or None, not "
+                     "%.100R",
+                     state);
+        return NULL;
+    }
+    PyObject *previous = npy_deferred_get_state();
+    if (previous == NULL) {
+        return NULL;
+    }
+    PyObject *token = PyContextVar_Set(state_variable, state);
+    if (token == NULL) {
+        Py_DECREF(previous);
+        return NULL;
+    }
+    Py_DECREF(token);
+    npy_deferred_state_used = 1;
+    return previous;
+}

@@ -1,0 +1,194 @@
+/*
+ * Usage: which arrays are operands of pending nodes, how often, and which
+ * nodes read the memory that an array owns.
+ *
+ * Views alias, so counting operands is not enough to protect them: a write
+ * may come through any view of the memory.  Every operand is therefore listed
+ * at the array that owns its memory too, and a write looks there.  The records
+ * are kept beside the arrays, in a hash table keyed by address, so that the
+ * array structure stays as extensions know it; the flag TRACKED on an array
+ * says that it has a record.
+ *
+ * A record exists while an operand refers to it; operands own references to
+ * their arrays, and these keep their owners alive.  Guarded by the GIL.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+/* Chained buckets; the number of buckets is a power of two, or 0 at first. */
+static struct {
+    npy_deferred_usage **buckets;
+    npy_uintp nbuckets, nrecords;
+} table;
+
+static inline npy_uintp
+bucket_of(PyArrayObject *array, npy_uintp nbuckets)
+{
+    npy_uintp bits = (npy_uintp)array;
+    return ((bits >> 4) ^ (bits >> 12)) & (nbuckets - 1);
+}
+
+static int
+grow_table(void)
+{
+    npy_uintp nbuckets = table.nbuckets == 0 ? 64 : 2 * table.nbuckets;
+    npy_deferred_usage **buckets = PyMem_Calloc(nbuckets, sizeof(*buckets));
+    if (buckets == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (npy_uintp i = 0; i < table.nbuckets; i++) {
+        npy_deferred_usage *record = table.buckets[i];
+        while (record != NULL) {
+            npy_deferred_usage *following = record->chain;
+            npy_uintp bucket = bucket_of(record->array, nbuckets);
+            record->chain = buckets[bucket];
+            buckets[bucket] = record;
+            record = following;
+        }
+    }
+    PyMem_Free(table.buckets);
+    table.buckets = buckets;
+    table.nbuckets = nbuckets;
+    return 0;
+}
+
+NPY_NO_EXPORT npy_deferred_usage *
+npy_deferred_find_usage(PyArrayObject *arr)
+{
+    if (!PyArray_CHKFLAGS(arr, NPY_ARRAY_DEFERRED_TRACKED)) {
+        return NULL;
+    }
+    npy_deferred_usage *record = table.buckets[bucket_of(arr, table.nbuckets)];
+    while (record->array != arr) {
+        record = record->chain;
+    }
+    return record;
+}
+
+static npy_deferred_usage *
+find_or_add_usage(PyArrayObject *arr)
+{
+    npy_deferred_usage *record = npy_deferred_find_usage(arr);
+    if (record != NULL) {
+        return record;
+    }
+    if (table.nrecords >= table.nbuckets && grow_table() < 0) {
+        return NULL;
+    }
+    record = PyMem_Calloc(1, sizeof(*record));
+    if (record == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    npy_uintp bucket = bucket_of(arr, table.nbuckets);
+    record->array = arr;
+    record->chain = table.buckets[bucket];
+    table.buckets[bucket] = record;
+    table.nrecords++;
+    PyArray_ENABLEFLAGS(arr, NPY_ARRAY_DEFERRED_TRACKED);
+    return record;
+}
+
+static void
+remove_usage_if_unused(npy_deferred_usage *record)
+{
+    if (record->count != 0 || record->readers != NULL) {
+        return;
+    }
+    npy_deferred_usage **link =
+            &table.buckets[bucket_of(record->array, table.nbuckets)];
+    while (*link != record) {
+        link = &(*link)->chain;
+    }
+    *link = record->chain;
+    table.nrecords--;
+    PyArray_CLEARFLAGS(record->array, NPY_ARRAY_DEFERRED_TRACKED);
+    PyMem_Free(record);
+}
+
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_memory_owner(PyArrayObject *arr)
+{
+    for (;;) {
+        if (PyArray_CHKFLAGS(arr, NPY_ARRAY_OWNDATA)) {
+            return arr;
+        }
+        PyObject *base = PyArray_BASE(arr);
+        if (base == NULL) {
+            return NULL;
+        }
+        if (!PyArray_Check(base)) {
+            return PyBytes_CheckExact(base) ? arr : NULL;
+        }
+        arr = (PyArrayObject *)base;
+    }
+}
+
+NPY_NO_EXPORT int
+npy_deferred_use(npy_deferred_operand *operand)
+{
+    PyArrayObject *array = operand->array;
+    PyArrayObject *owner = npy_deferred_memory_owner(array);
+    assert(owner != NULL);
+    npy_deferred_usage *usage = find_or_add_usage(array);
+    if (usage == NULL) {
+        return -1;
+    }
+    npy_deferred_usage *memory = find_or_add_usage(owner);
+    if (memory == NULL) {
+        remove_usage_if_unused(usage);
+        return -1;
+    }
+    usage->count++;
+    if (PyArray_CHKFLAGS(array, NPY_ARRAY_WRITEABLE)) {
+        PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
+        PyArray_ENABLEFLAGS(array, NPY_ARRAY_DEFERRED_WASWRITEABLE);
+    }
+    operand->usage = usage;
+    operand->memory = memory;
+    operand->previous = NULL;
+    operand->next = memory->readers;
+    if (memory->readers != NULL) {
+        memory->readers->previous = operand;
+    }
+    memory->readers = operand;
+    return 0;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_unuse(npy_deferred_operand *operand)
+{
+    npy_deferred_usage *usage = operand->usage, *memory = operand->memory;
+    if (usage == NULL) {
+        return;
+    }
+    if (operand->previous != NULL) {
+        operand->previous->next = operand->next;
+    }
+    else {
+        memory->readers = operand->next;
+    }
+    if (operand->next != NULL) {
+        operand->next->previous = operand->previous;
+    }
+    usage->count--;
+    if (usage->count == 0 &&
+        PyArray_CHKFLAGS(usage->array, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
+        PyArray_CLEARFLAGS(usage->array, NPY_ARRAY_DEFERRED_WASWRITEABLE);
+        PyArray_ENABLEFLAGS(usage->array, NPY_ARRAY_WRITEABLE);
+    }
+    operand->usage = NULL;
+    operand->memory = NULL;
+    remove_usage_if_unused(usage);
+    if (memory != usage) {
+        remove_usage_if_unused(memory);
+    }
+}
