@@ -31,23 +31,12 @@
 
 extern PyObject *PyDataMem_DefaultHandler;
 
-/* An array of the same layout over `memory`, which it does not own. */
-static PyArrayObject *
-array_over(PyArrayObject *arr, void *memory)
-{
-    Py_INCREF(PyArray_DESCR(arr));
-    return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, PyArray_DESCR(arr), PyArray_NDIM(arr),
-            PyArray_DIMS(arr), PyArray_STRIDES(arr), memory,
-            NPY_ARRAY_WRITEABLE, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
-}
-
 static int
 fill(PyArrayObject *arr, npy_deferred_node *node, void *memory,
      npy_deferred_errors *errors)
 {
     errors->n = 0;
-    PyArrayObject *out = array_over(arr, memory);
+    PyArrayObject *out = npy_deferred_array_over(arr, memory);
     if (out == NULL) {
         return -1;
     }
@@ -139,7 +128,7 @@ can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
            !(casting & NPY_SAME_VALUE_CASTING_FLAG) &&
            PyArray_CanCastTypeTo(PyArray_DESCR(src), PyArray_DESCR(dst),
                                  casting) &&
-           npy_deferred_can_fuse_assignment(node, dst);
+           npy_deferred_can_fuse_out(node);
 }
 
 NPY_NO_EXPORT int
@@ -161,20 +150,19 @@ npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src,
     return result < 0 ? -1 : 1;
 }
 
-/* Say where in Python and in C an array was touched, and abort. */
+/* Say which hook is missing: where in Python and in C the data are touched. */
 static void
-trap(PyArrayObject *arr)
+report_touch(PyArrayObject *arr)
 {
     fprintf(stderr,
-            "numpy_deferred: the data of the deferred array at %p were touched "
-            "where no hook had calculated it\n",
+            "numpy_deferred: no hook has calculated the deferred array at %p "
+            "before this touch of its data\n",
             (void *)arr);
-    PyRun_SimpleString("import traceback; traceback.print_stack()");
+    PyRun_SimpleString("import traceback; traceback.print_stack(limit=-4)");
 #ifdef __GLIBC__
-    void *frames[32];
-    backtrace_symbols_fd(frames, backtrace(frames, 32), 2);
+    void *frames[16];
+    backtrace_symbols_fd(frames, backtrace(frames, 16), 2);
 #endif
-    abort();
 }
 
 /* As npy_deferred_calculate_node, but floating-point errors are dropped. */
@@ -205,11 +193,14 @@ NPY_NO_EXPORT void
 npy_deferred_data_needed(PyArrayObject *arr)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
-    if (npy_deferred_trap) {
-        trap(arr);
-    }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    if (npy_deferred_guard_mode != NPY_DEFERRED_GUARD_QUIET) {
+        report_touch(arr);
+    }
+    if (npy_deferred_guard_mode == NPY_DEFERRED_GUARD_TRAP) {
+        abort();
+    }
     npy_deferred_stats.late++;
     if (npy_deferred_calculate(arr) < 0) {
         if (type == NULL) {

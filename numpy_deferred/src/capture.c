@@ -18,8 +18,11 @@
 #include "deferred.h"
 
 #include "convert_datatype.h"
+#include "templ_common.h"
 #include "ctors.h"
 #include "legacy_array_method.h"
+#include "numpy/npy_math.h"
+#include "ufunc_object.h"
 
 extern PyObject *PyDataMem_DefaultHandler;
 
@@ -28,8 +31,12 @@ typedef struct {
     PyArrayMethodObject *method;
     PyArray_Descr *const *descrs;
     PyArrayObject **op;
+    NPY_ORDER order;
     int errmask;
 } ufunc_call;
+
+/* The node that npy_deferred_call_eagerly runs, for the hook; else NULL. */
+static npy_deferred_node *eager_node = NULL;
 
 static int
 calculate_inputs(const ufunc_call *call)
@@ -67,11 +74,13 @@ is_plannable(const ufunc_call *call, NPY_CASTING casting)
 {
     PyUFuncObject *ufunc = call->ufunc;
     if (ufunc->nout != 1 || ufunc->nin > NPY_DEFERRED_MAX_NIN ||
-        ufunc->nin < 1 || (call->method->flags & NPY_METH_REQUIRES_PYAPI)) {
+        ufunc->nin < 1 || ufunc->iter_flags != 0 ||
+        (call->method->flags & NPY_METH_REQUIRES_PYAPI)) {
         return 0;
     }
     for (int i = 0; i <= ufunc->nin; i++) {
-        if (!PyTypeNum_ISNUMBER(call->descrs[i]->type_num)) {
+        if (ufunc->op_flags[i] != 0 ||
+            !PyTypeNum_ISNUMBER(call->descrs[i]->type_num)) {
             return 0;
         }
     }
@@ -142,7 +151,7 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
 {
     npy_deferred_node *node =
             npy_deferred_node_new(call->ufunc, call->method, call->descrs,
-                                  call->op, call->errmask);
+                                  call->op, call->order, call->errmask);
     if (node == NULL) {
         return -1;
     }
@@ -164,7 +173,7 @@ fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
 {
     npy_deferred_node *node =
             npy_deferred_node_new(call->ufunc, call->method, call->descrs,
-                                  call->op, call->errmask);
+                                  call->op, call->order, call->errmask);
     if (node == NULL) {
         return -1;
     }
@@ -202,9 +211,14 @@ NPY_NO_EXPORT int
 npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                      PyArray_Descr *const descrs[], PyArrayObject *op[],
                      NPY_CASTING casting, NPY_ORDER order,
-                     PyArrayObject *wheremask, int errmask)
+                     PyArrayObject *wheremask, int *errmask)
 {
-    ufunc_call call = {ufunc, method, descrs, op, errmask};
+    if (eager_node != NULL) {
+        eager_node = NULL;
+        *errmask = 0;
+        return 0;
+    }
+    ufunc_call call = {ufunc, method, descrs, op, order, *errmask};
     int any_deferred = 0, any_array = 0;
     for (int i = 0; i < ufunc->nin; i++) {
         any_deferred |= npy_deferred_is(op[i]);
@@ -214,7 +228,7 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         return 0;
     }
     int has_out = ufunc->nout == 1 && op[ufunc->nin] != NULL;
-    int enabled = has_out ? 0 : npy_deferred_enabled(errmask);
+    int enabled = has_out ? 0 : npy_deferred_enabled(*errmask);
     if (enabled < 0) {
         return -1;
     }
@@ -248,4 +262,49 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
     }
     op[ufunc->nin] = result;
     return 1;
+}
+
+/* Whether eager NumPy looks at the floating-point status after the loop. */
+static int
+status_is_checked(npy_deferred_node *node, PyArrayObject *out)
+{
+    npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+    PyArrayMethod_Context context;
+    PyArrayMethod_StridedLoop *loop;
+    NpyAuxData *auxdata = NULL;
+    NPY_ARRAYMETHOD_FLAGS flags = 0;
+    NPY_context_init(&context, node->descrs);
+    context.caller = (PyObject *)node->ufunc;
+    context.method = node->method;
+    if (npy_deferred_eager_strides(node, out, strides) < 0 ||
+        node->method->get_strided_loop(&context, 1, 0, strides, &loop, &auxdata,
+                                       &flags) < 0) {
+        return -1;
+    }
+    NPY_AUXDATA_FREE(auxdata);
+    return !(flags & NPY_METH_NO_FLOATINGPOINT_ERRORS);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[],
+                          int *status)
+{
+    /* The hook is only reached while something may be captured. */
+    npy_deferred_npending++;
+    eager_node = node;
+    npy_clear_floatstatus_barrier((char *)&op);
+    int result = PyUFunc_GenericFunctionInternal(
+            node->ufunc, node->method, node->descrs, op, NPY_UNSAFE_CASTING,
+            node->order, NULL);
+    *status = npy_get_floatstatus_barrier((char *)&op);
+    eager_node = NULL;
+    npy_deferred_npending--;
+    if (result == 0 && *status != 0) {
+        int checked = status_is_checked(node, op[node->nin]);
+        if (checked < 0) {
+            return -1;
+        }
+        *status = checked ? *status : 0;
+    }
+    return result;
 }

@@ -69,6 +69,7 @@ struct npy_deferred_node {
     /* The error state when the operation was written. */
     int errmask;
     PyObject *errfunc; /* owned, NULL when errmask is 0 */
+    NPY_ORDER order;   /* the call's order= */
     int nin;
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands;
@@ -121,8 +122,13 @@ NPY_NO_EXPORT PyObject *
 npy_deferred_get_state(void);
 /* Results smaller than this many bytes are not deferred. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
-/* NUMPY_DEFERRED_GUARD=trap: a missing hook is reported and aborts. */
-extern NPY_NO_EXPORT int npy_deferred_trap;
+/* What a touch of a deferred array's data does when a hook is missing. */
+typedef enum {
+    NPY_DEFERRED_GUARD_QUIET,  /* calculates */
+    NPY_DEFERRED_GUARD_REPORT, /* says where, and calculates */
+    NPY_DEFERRED_GUARD_TRAP,   /* says where, and aborts */
+} npy_deferred_guard_modes;
+extern NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode;
 
 /* ---- layout.c: what eager NumPy's result would look like ---- */
 
@@ -138,6 +144,9 @@ NPY_NO_EXPORT int
 npy_deferred_result_layout(int nin, PyArrayObject *const op[],
                            PyArray_Descr *const descrs[], NPY_ORDER order,
                            npy_deferred_layout *result);
+/* Whether a loop of this type can read the array where it lies. */
+NPY_NO_EXPORT int
+npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr);
 
 /* ---- usage.c: counts and marks on operands ---- */
 
@@ -166,7 +175,7 @@ npy_deferred_unuse(npy_deferred_operand *operand);
 NPY_NO_EXPORT npy_deferred_node *
 npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                       PyArray_Descr *const descrs[], PyArrayObject *const op[],
-                      int errmask);
+                      NPY_ORDER order, int errmask);
 /* Make `array` the deferred array of the node.  Steals the node on success. */
 NPY_NO_EXPORT int
 npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array);
@@ -233,9 +242,40 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
  */
 NPY_NO_EXPORT int
 npy_deferred_can_fuse_out(npy_deferred_node *root);
-/* Whether an assignment to `out` gives the bits that eager NumPy would give. */
+
+/* ---- walk.c: how memory is gone through ---- */
+
+/* One walk over all operands of an expression and its result. */
+typedef struct {
+    const npy_deferred_expression *expression;
+    PyArrayObject *out; /* borrowed */
+    NpyIter *iter;      /* owned; NULL: directly */
+    npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
+} npy_deferred_walk;
+
+/*
+ * Returns 1; 0 when there are too many operands to walk together; -1 with an
+ * exception set.  After 1, the walk must be closed, which returns 0 or -1.
+ */
 NPY_NO_EXPORT int
-npy_deferred_can_fuse_assignment(npy_deferred_node *root, PyArrayObject *out);
+npy_deferred_walk_open(npy_deferred_walk *walk,
+                       const npy_deferred_expression *expression,
+                       PyArrayObject *out, npy_deferred_target target);
+NPY_NO_EXPORT int
+npy_deferred_walk_close(npy_deferred_walk *walk);
+/*
+ * The strides that the node's loop would see in eager NumPy; `out` is its
+ * `out=` or NULL.  Returns 0 or -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
+                           npy_intp strides[]);
+/* New reference to an array of the layout of `like` over foreign memory. */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_array_over(PyArrayObject *like, void *memory);
+/* New reference to a 0-d array with a captured scalar. */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_constant_array(npy_deferred_node *node, int i);
 
 /* ---- plan.c: an expression as a list of steps ---- */
 
@@ -250,8 +290,8 @@ typedef enum {
 typedef struct {
     npy_deferred_value_kind kind;
     PyArray_Descr *descr;   /* borrowed from a node or an operand */
-    PyArray_Descr *from;    /* slot filled by a cast: what it was, or NULL */
-    int source;             /* slot filled by a cast: the value cast */
+    int source;             /* slot filled by a cast or copy: of which value */
+    int constant;           /* slot of one element that serves a whole block */
     int operand;            /* index, when it is an operand */
     int aligned;
     int slot;               /* index, when it is a slot */
@@ -268,7 +308,6 @@ typedef struct {
     int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
     /* From here on set by execute.c, for the strides at hand. */
     int bound;
-    int once; /* inputs do not move: one element serves the block */
     int status; /* NPY_FPE_* that it raised */
     int checked; /* whether eager NumPy looks at the status after this loop */
     PyArrayMethod_StridedLoop *loop;
@@ -295,26 +334,20 @@ typedef struct {
 } npy_deferred_plan;
 
 /*
- * Compile.  `direct_out` says that the last operation may write into `out`
- * itself where type and alignment allow.  NULL with a MemoryError.
+ * Compile for a walk.  Returns 0; 1 when some operation would see memory other
+ * than in eager NumPy, `*plan` is NULL then; -1 with an exception set.
  */
-NPY_NO_EXPORT npy_deferred_plan *
-npy_deferred_plan_new(const npy_deferred_expression *expression,
-                      PyArrayObject *out, int direct_out);
+NPY_NO_EXPORT int
+npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
+                      npy_deferred_plan **plan);
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan);
 
 /* ---- execute.c: run a plan ---- */
 
-/* Elements one after another: one run of loops with these strides will do. */
+/* Returns 0 or -1 with an exception set. */
 NPY_NO_EXPORT int
-npy_deferred_runs_direct(const npy_deferred_expression *expression,
-                         PyArrayObject *out, npy_deferred_target target);
-NPY_NO_EXPORT int
-npy_deferred_execute(npy_deferred_plan *plan,
-                     const npy_deferred_expression *expression,
-                     PyArrayObject *out, npy_deferred_target target,
-                     int direct);
+npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 
 /* ---- report.c: floating-point errors ---- */
 
@@ -352,11 +385,16 @@ npy_deferred_mask_may_raise(int errmask);
 NPY_NO_EXPORT void *
 npy_deferred_guard(npy_intp nbytes);
 
-/* ---- module.c ---- */
+/* ---- capture.c ---- */
 
-/* Whether the ufunc is one of NumPy's own. */
+/*
+ * Let the ufunc machinery run the node on `op`, regular arrays, as if it had
+ * been called now without deferral.  op[nin] is NULL or where the result goes.
+ * `*status` gets the floating-point errors.  Returns 0 or -1: exception set.
+ */
 NPY_NO_EXPORT int
-npy_deferred_is_builtin(PyUFuncObject *ufunc);
+npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[],
+                          int *status);
 
 /* ---- calculate.c ---- */
 

@@ -17,8 +17,6 @@
 #include "numpy/ufuncobject.h"
 #include "array_method.h"
 
-/* From ndarraytypes.h, for PyArray_DATA: calculates, and never fails. */
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -139,13 +137,6 @@ npy_deferred_visible_flags(PyArrayObject *arr)
            ~(NPY_ARRAY_DEFERRED_TRACKED | NPY_ARRAY_DEFERRED_EXPOSED);
 }
 
-/*
- * A view is about to get `base`.  If that is deferred, calculate it and move
- * the view's data pointer from the guard to where the values are now.
- */
-NPY_NO_EXPORT int
-npy_deferred_set_base(PyArrayObject *view, PyObject *base);
-
 /* Called by array_dealloc for a deferred array: drops its node. */
 NPY_NO_EXPORT void
 npy_deferred_dealloc(PyArrayObject *arr);
@@ -156,13 +147,14 @@ npy_deferred_dealloc(PyArrayObject *arr);
  *
  * Returns 1 when the call is dealt with: op[nin] is a deferred array, or holds
  * the result.  Returns 0 when the caller must go on; no input is deferred then.
- * Returns -1 with an exception set.
+ * Returns -1 with an exception set.  Where a deferred operation is run by the
+ * ufunc machinery itself, the error mask is set to 0, as it reports later.
  */
 NPY_NO_EXPORT int
 npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                      PyArray_Descr *const descrs[], PyArrayObject *op[],
                      NPY_CASTING casting, NPY_ORDER order,
-                     PyArrayObject *wheremask, int errmask);
+                     PyArrayObject *wheremask, int *errmask);
 
 /* Whether npy_deferred_capture may have anything to do. */
 static inline int

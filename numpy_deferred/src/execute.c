@@ -1,11 +1,9 @@
 /*
- * Execution: walk the operands and run a plan's steps block by block.
+ * Execution: run a plan's steps block by block along a walk.
  *
- * Operands and result are walked in one of two ways: directly, when all lie in
- * memory element after element in the same order, or by an unbuffered NpyIter,
- * which broadcasts, orders axes as eager NumPy does and copies what overlaps.
- * Either gives runs of elements with fixed strides, which are cut into blocks
- * such that the slots stay in the L1 cache.
+ * A walk gives runs of elements with fixed strides.  They are cut into blocks
+ * such that the slots stay in the L1 cache; a plan without slots, a single
+ * operation, runs without blocks.
  *
  * The floating-point status is read after each loop when some node's error
  * state wants to know, and cleared only when something was raised.
@@ -23,8 +21,7 @@
 #include "array_assign.h"
 #include "common.h"
 #include "lowlevel_strided_loops.h"
-#include "mem_overlap.h"
-#include "npy_math.h"
+#include "numpy/npy_math.h"
 
 #include <stdint.h>
 
@@ -34,63 +31,27 @@
 #define MAX_BLOCK 4096
 #define SLOT_ALIGNMENT 64
 
-/* Walking state of one execution. */
 typedef struct {
     npy_deferred_plan *plan;
-    const npy_deferred_expression *expression;
+    const npy_deferred_walk *walk;
     npy_intp block;
-    int checks; /* whether floating-point status matters */
+    int checks;    /* whether floating-point status matters */
     char *scratch; /* owned */
 } run_state;
 
 static int
-same_order(PyArrayObject *array, PyArrayObject *out, int order)
-{
-    return PyArray_NDIM(array) == PyArray_NDIM(out) &&
-           PyArray_CompareLists(PyArray_DIMS(array), PyArray_DIMS(out),
-                                PyArray_NDIM(out)) &&
-           (PyArray_NDIM(out) == 1 || PyArray_CHKFLAGS(array, order));
-}
-
-NPY_NO_EXPORT int
-npy_deferred_runs_direct(const npy_deferred_expression *expression,
-                         PyArrayObject *out, npy_deferred_target target)
-{
-    int order = PyArray_FLAGS(out) &
-                (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
-    if (order == 0 && PyArray_NDIM(out) != 1) {
-        return 0;
-    }
-    for (int i = 0; i < expression->noperands; i++) {
-        PyArrayObject *array = expression->operands[i];
-        if (!same_order(array, out, order)) {
-            return 0;
-        }
-        if (target != NPY_DEFERRED_FRESH &&
-            !PyArray_EQUIVALENTLY_ITERABLE_OVERLAP_OK(
-                    array, out, PyArray_TRIVIALLY_ITERABLE_OP_READ,
-                    PyArray_TRIVIALLY_ITERABLE_OP_NOREAD)) {
-            return 0;
-        }
-    }
-    /* A result that overlaps itself is the iterator's. */
-    return PyArray_NDIM(out) != 1 || PyArray_DIM(out, 0) == 1 ||
-           PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out);
-}
-
-static int
 bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
-          const npy_deferred_expression *expression, PyArrayObject *out)
+          const npy_deferred_walk *walk)
 {
     npy_deferred_value *from = &plan->values[step->args[0]];
     npy_deferred_value *to = &plan->values[step->args[1]];
     int aligned = from->aligned && to->aligned;
     if (from->kind == NPY_DEFERRED_VALUE_OPERAND) {
         aligned = aligned &&
-                  IsUintAligned(expression->operands[from->operand]);
+                  IsUintAligned(walk->expression->operands[from->operand]);
     }
     if (to->kind == NPY_DEFERRED_VALUE_OUT) {
-        aligned = aligned && IsUintAligned(out);
+        aligned = aligned && IsUintAligned(walk->out);
     }
     NPY_ARRAYMETHOD_FLAGS flags;
     if (PyArray_GetDTypeTransferFunction(
@@ -123,25 +84,18 @@ bind_operation(npy_deferred_step *step)
     return 0;
 }
 
-/* Choose the loops; the strides of operands and result are in the values. */
+/* Choose the loops. */
 static int
-bind(run_state *state, PyArrayObject *out)
+bind(run_state *state)
 {
     npy_deferred_plan *plan = state->plan;
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        npy_deferred_value *written = &plan->values[step->args[step->nargs - 1]];
-        step->once = step->is_cast && plan->values[step->args[0]].stride == 0 &&
-                     written->kind == NPY_DEFERRED_VALUE_SLOT;
-        if (written->kind == NPY_DEFERRED_VALUE_SLOT) {
-            written->stride = step->once ? 0 : written->descr->elsize;
-        }
         for (int j = 0; j < step->nargs; j++) {
             step->strides[j] = plan->values[step->args[j]].stride;
         }
-        int result = step->is_cast
-                             ? bind_cast(plan, step, state->expression, out)
-                             : bind_operation(step);
+        int result = step->is_cast ? bind_cast(plan, step, state->walk)
+                                   : bind_operation(step);
         if (result < 0) {
             return -1;
         }
@@ -195,13 +149,14 @@ run_blocks(run_state *state, npy_intp count)
 {
     npy_deferred_plan *plan = state->plan;
     npy_deferred_value *values = plan->values;
-    int ninputs = state->expression->noperands + 1; /* and the result */
+    int nmoving = plan->out + 1; /* operands and result */
     while (count > 0) {
         npy_intp n = count < state->block ? count : state->block;
         for (int i = 0; i < plan->nsteps; i++) {
             npy_deferred_step *step = &plan->steps[i];
             char *data[NPY_DEFERRED_MAX_NIN + 1];
-            npy_intp length = step->once ? 1 : n;
+            npy_intp length =
+                    values[step->args[step->nargs - 1]].constant ? 1 : n;
             for (int j = 0; j < step->nargs; j++) {
                 data[j] = values[step->args[j]].data;
             }
@@ -217,7 +172,7 @@ run_blocks(run_state *state, npy_intp count)
                 }
             }
         }
-        for (int i = 0; i < ninputs; i++) {
+        for (int i = 0; i < nmoving; i++) {
             values[i].data += n * values[i].stride;
         }
         count -= n;
@@ -226,46 +181,33 @@ run_blocks(run_state *state, npy_intp count)
 }
 
 static int
-run_direct(run_state *state, PyArrayObject *out)
+run_direct(run_state *state)
 {
-    npy_deferred_value *values = state->plan->values;
-    int noperands = state->expression->noperands;
-    for (int i = 0; i <= noperands; i++) {
-        PyArrayObject *array =
-                i < noperands ? state->expression->operands[i] : out;
-        values[i].data = PyArray_BYTES(array);
-        values[i].stride = PyArray_NDIM(array) == 1 ? PyArray_STRIDE(array, 0)
-                                                    : PyArray_ITEMSIZE(array);
+    const npy_deferred_walk *walk = state->walk;
+    npy_deferred_plan *plan = state->plan;
+    for (int i = 0; i < plan->out; i++) {
+        plan->values[i].data = PyArray_BYTES(walk->expression->operands[i]);
     }
-    if (bind(state, out) < 0 || allocate_scratch(state) < 0) {
-        return -1;
-    }
+    plan->values[plan->out].data = PyArray_BYTES(walk->out);
     npy_clear_floatstatus_barrier((char *)state);
-    return run_blocks(state, PyArray_SIZE(out));
+    return run_blocks(state, PyArray_SIZE(walk->out));
 }
 
 static int
-run_iterator(run_state *state, NpyIter *iter, PyArrayObject *out)
+run_iterator(run_state *state)
 {
-    npy_deferred_value *values = state->plan->values;
-    int nop = state->expression->noperands + 1;
+    NpyIter *iter = state->walk->iter;
+    npy_deferred_plan *plan = state->plan;
     NpyIter_IterNextFunc *iternext = NpyIter_GetIterNext(iter, NULL);
-    if (iternext == NULL) {
+    if (iternext == NULL || NpyIter_Reset(iter, NULL) != NPY_SUCCEED) {
         return -1;
     }
     char **pointers = NpyIter_GetDataPtrArray(iter);
-    npy_intp *strides = NpyIter_GetInnerStrideArray(iter);
     npy_intp *count = NpyIter_GetInnerLoopSizePtr(iter);
-    for (int i = 0; i < nop; i++) {
-        values[i].stride = strides[i];
-    }
-    if (bind(state, out) < 0 || allocate_scratch(state) < 0) {
-        return -1;
-    }
     npy_clear_floatstatus_barrier((char *)state);
     do {
-        for (int i = 0; i < nop; i++) {
-            values[i].data = pointers[i];
+        for (int i = 0; i <= plan->out; i++) {
+            plan->values[i].data = pointers[i];
         }
         if (run_blocks(state, *count) < 0) {
             return -1;
@@ -274,44 +216,14 @@ run_iterator(run_state *state, NpyIter *iter, PyArrayObject *out)
     return 0;
 }
 
-static int
-run_with_iterator(run_state *state, PyArrayObject *out,
-                  npy_deferred_target target)
-{
-    PyArrayObject *op[NPY_DEFERRED_MAX_OPERANDS + 1];
-    npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
-    int noperands = state->expression->noperands;
-    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP;
-    if (target != NPY_DEFERRED_FRESH) {
-        flags |= NPY_ITER_COPY_IF_OVERLAP;
-    }
-    for (int i = 0; i < noperands; i++) {
-        op[i] = state->expression->operands[i];
-        op_flags[i] = NPY_ITER_READONLY | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
-    }
-    op[noperands] = out;
-    op_flags[noperands] = NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST |
-                          NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
-    NpyIter *iter = NpyIter_MultiNew(noperands + 1, op, flags, NPY_KEEPORDER,
-                                     NPY_NO_CASTING, op_flags, NULL);
-    if (iter == NULL) {
-        return -1;
-    }
-    int result = run_iterator(state, iter, out);
-    if (NpyIter_Deallocate(iter) != NPY_SUCCEED) {
-        result = -1;
-    }
-    return result;
-}
-
 NPY_NO_EXPORT int
-npy_deferred_execute(npy_deferred_plan *plan,
-                     const npy_deferred_expression *expression,
-                     PyArrayObject *out, npy_deferred_target target, int direct)
+npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
-    run_state state = {plan, expression, 0, 0, NULL};
-    int result = direct ? run_direct(&state, out)
-                        : run_with_iterator(&state, out, target);
+    run_state state = {plan, walk, 0, 0, NULL};
+    int result = -1;
+    if (bind(&state) == 0 && allocate_scratch(&state) == 0) {
+        result = walk->iter == NULL ? run_direct(&state) : run_iterator(&state);
+    }
     PyMem_RawFree(state.scratch);
     /* Some loops set an exception and return success all the same. */
     if (result == 0 && PyErr_Occurred()) {

@@ -8,9 +8,8 @@
  * Before an evaluation, some inner nodes are calculated on their own, so that
  * they are leaves: those of another size than the result (broadcasting would
  * compute them once per element of it), those that were evaluated before and
- * that somebody else needs too, and all of them where bits depend on how the
- * memory of the operands is walked, and the fused walk is another than eager
- * NumPy's (see `is_sensitive`).
+ * that somebody else needs too, and all of them where the fused walk over
+ * memory would show some loop other strides than eager NumPy does (walk.c).
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -21,6 +20,8 @@
 #include <Python.h>
 
 #include "deferred.h"
+
+#include "array_assign.h"
 
 static int
 add_operand(npy_deferred_expression *expression, PyArrayObject *array,
@@ -139,34 +140,6 @@ npy_deferred_limit_expression(npy_deferred_node *node)
     return 0;
 }
 
-/*
- * Whether the bits of an operation may depend on strides: loops of float16
- * work in single precision where they are contiguous, and what loops that do
- * not come with NumPy do is not known.  All others are the same in any walk
- * (tests/test_bits.py checks that over all ufuncs and types).
- */
-static int
-is_sensitive(const npy_deferred_node *node)
-{
-    for (int i = 0; i <= node->nin; i++) {
-        if (node->descrs[i]->type_num == NPY_HALF) {
-            return 1;
-        }
-    }
-    return !npy_deferred_is_builtin(node->ufunc);
-}
-
-static int
-any_sensitive(const npy_deferred_expression *expression)
-{
-    for (int i = 0; i < expression->nnodes; i++) {
-        if (is_sensitive(expression->nodes[i])) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
 /* Evaluated before, and used by more than this expression. */
 static int
 worth_keeping(const npy_deferred_node *node)
@@ -211,39 +184,6 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
 }
 
 static int
-collect_errors(npy_deferred_plan *plan, npy_deferred_errors *errors)
-{
-    for (int i = 0; i < plan->nsteps; i++) {
-        npy_deferred_step *step = &plan->steps[i];
-        if (step->status == 0) {
-            continue;
-        }
-        npy_deferred_node *node = step->node;
-        npy_deferred_error *last =
-                errors->n == 0 ? NULL : &errors->items[errors->n - 1];
-        if (node == NULL) {
-            npy_deferred_error error = {NULL, 0, NULL, step->status};
-            error.errfunc = npy_deferred_current_errfunc(&error.errmask);
-            if (error.errfunc == NULL) {
-                return -1;
-            }
-            errors->items[errors->n++] = error;
-        }
-        else if (last != NULL && last->node == node) {
-            last->status |= step->status;
-        }
-        else if (node->errmask != 0) {
-            Py_INCREF(node->ufunc);
-            Py_INCREF(node->errfunc);
-            npy_deferred_error error = {node->ufunc, node->errmask,
-                                        node->errfunc, step->status, node};
-            errors->items[errors->n++] = error;
-        }
-    }
-    return 0;
-}
-
-static int
 may_raise(const npy_deferred_expression *expression)
 {
     for (int i = 0; i < expression->nnodes; i++) {
@@ -262,63 +202,153 @@ npy_deferred_can_fuse_out(npy_deferred_node *root)
            !may_raise(&expression);
 }
 
-NPY_NO_EXPORT int
-npy_deferred_can_fuse_assignment(npy_deferred_node *root, PyArrayObject *out)
+static int
+add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
 {
-    npy_deferred_expression expression;
-    return npy_deferred_collect(root, &expression) == 0 &&
-           !may_raise(&expression) &&
-           (!any_sensitive(&expression) ||
-            npy_deferred_runs_direct(&expression, out, NPY_DEFERRED_ASSIGN));
+    npy_deferred_error *last =
+            errors->n == 0 ? NULL : &errors->items[errors->n - 1];
+    if (last != NULL && last->node == node) {
+        last->status |= status;
+        return 0;
+    }
+    npy_deferred_error error = {NULL, 0, NULL, status, node};
+    if (node == NULL) {
+        error.errfunc = npy_deferred_current_errfunc(&error.errmask);
+        if (error.errfunc == NULL) {
+            return -1;
+        }
+    }
+    else if (node->errmask == 0) {
+        return 0;
+    }
+    else {
+        Py_INCREF(node->ufunc);
+        error.ufunc = node->ufunc;
+        Py_INCREF(node->errfunc);
+        error.errfunc = node->errfunc;
+        error.errmask = node->errmask;
+    }
+    errors->items[errors->n++] = error;
+    return 0;
 }
 
-/* Collect, and calculate what must be regular first, until nothing must. */
 static int
-prepare(npy_deferred_node *root, PyArrayObject *out, npy_deferred_target target,
-        npy_deferred_expression *expression, int *direct, int *sensitive)
+run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
+         npy_deferred_errors *errors)
 {
-    int again;
-    do {
-        if (npy_deferred_collect(root, expression) < 0) {
+    if (npy_deferred_execute(plan, walk) < 0) {
+        return -1;
+    }
+    for (int i = 0; i < plan->nsteps; i++) {
+        npy_deferred_step *step = &plan->steps[i];
+        if (step->status != 0 &&
+            add_error(errors, step->node, step->status) < 0) {
+            return -1;
+        }
+    }
+    for (int i = 0; i < walk->expression->nnodes; i++) {
+        walk->expression->nodes[i]->nevaluated++;
+    }
+    return 0;
+}
+
+/* Returns 0; 1 when the expression cannot run in one walk; -1: exception. */
+static int
+evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
+               npy_deferred_target target, npy_deferred_errors *errors)
+{
+    npy_deferred_walk walk;
+    npy_deferred_plan *plan = NULL;
+    int opened = npy_deferred_walk_open(&walk, expression, out, target);
+    if (opened <= 0) {
+        return opened < 0 ? -1 : 1;
+    }
+    int result = npy_deferred_plan_new(&walk, target, &plan);
+    if (result == 0) {
+        result = run_plan(plan, &walk, errors);
+        npy_deferred_plan_free(plan);
+    }
+    if (npy_deferred_walk_close(&walk) < 0) {
+        result = -1;
+    }
+    return result;
+}
+
+/* Run a node whose operands are all regular as eager NumPy does. */
+static int
+evaluate_alone(npy_deferred_node *node, PyArrayObject *out,
+               npy_deferred_target target, npy_deferred_errors *errors)
+{
+    PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 2] = {NULL};
+    int status = 0, result = -1;
+    for (int i = 0; i < node->nin; i++) {
+        op[i] = node->operands[i].array;
+        Py_XINCREF(op[i]);
+        if (op[i] == NULL) {
+            op[i] = npy_deferred_constant_array(node, i);
+            if (op[i] == NULL) {
+                goto finish;
+            }
+        }
+    }
+    if (target != NPY_DEFERRED_ASSIGN) {
+        Py_INCREF(out);
+        op[node->nin] = out;
+    }
+    result = npy_deferred_call_eagerly(node, op, &status);
+    if (result == 0 && status != 0) {
+        result = add_error(errors, node, status);
+    }
+    node->nevaluated++;
+    if (result == 0 && target == NPY_DEFERRED_ASSIGN) {
+        result = PyArray_AssignArray(out, op[node->nin], NULL,
+                                     NPY_UNSAFE_CASTING);
+    }
+finish:
+    for (int i = 0; i <= node->nin; i++) {
+        Py_XDECREF(op[i]);
+    }
+    return result;
+}
+
+/* Calculate what must be regular first, and try, until it is done. */
+static int
+evaluate(npy_deferred_node *root, PyArrayObject *out, npy_deferred_target target,
+         npy_deferred_errors *errors)
+{
+    npy_deferred_expression expression;
+    int all = 0;
+    for (;;) {
+        if (npy_deferred_collect(root, &expression) < 0) {
             PyErr_SetString(PyExc_SystemError,
                             "a deferred expression exceeds its bounds");
             return -1;
         }
-        *direct = npy_deferred_runs_direct(expression, out, target);
-        *sensitive = any_sensitive(expression);
-        int all = !*direct && (*sensitive || expression->noperands >
-                                                     NPY_DEFERRED_MAX_OPERANDS);
-        again = calculate_inner(root, out, expression, all);
-    } while (again > 0);
-    return again;
+        int calculated = calculate_inner(root, out, &expression, all);
+        if (calculated < 0) {
+            return -1;
+        }
+        if (calculated) {
+            continue;
+        }
+        int result = evaluate_fused(&expression, out, target, errors);
+        if (result <= 0) {
+            return result;
+        }
+        if (expression.nnodes == 1) {
+            return evaluate_alone(root, out, target, errors);
+        }
+        all = 1;
+    }
 }
 
 NPY_NO_EXPORT int
 npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
                       npy_deferred_target target, npy_deferred_errors *errors)
 {
-    npy_deferred_expression expression;
-    int direct, sensitive;
-    if (prepare(root, out, target, &expression, &direct, &sensitive) < 0) {
-        return -1;
-    }
-    npy_deferred_plan *plan =
-            npy_deferred_plan_new(&expression, out,
-                                  target != NPY_DEFERRED_ASSIGN || !sensitive);
-    if (plan == NULL) {
-        return -1;
-    }
-    int result = npy_deferred_execute(plan, &expression, out, target, direct);
-    if (result == 0) {
-        result = collect_errors(plan, errors);
-    }
-    npy_deferred_plan_free(plan);
+    int result = evaluate(root, out, target, errors);
     if (result < 0) {
         npy_deferred_errors_clear(errors);
-        return -1;
     }
-    for (int i = 0; i < expression.nnodes; i++) {
-        expression.nodes[i]->nevaluated++;
-    }
-    return 0;
+    return result;
 }

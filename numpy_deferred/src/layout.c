@@ -21,6 +21,7 @@
 #include "deferred.h"
 
 #include "convert_datatype.h"
+#include "templ_common.h"
 
 #include <stdlib.h>
 
@@ -53,9 +54,8 @@ broadcast(int nin, PyArrayObject *const op[], npy_deferred_layout *result)
     return 0;
 }
 
-/* Whether the loop can read the operand where it lies, without a cast. */
-static int
-readable_in_place(PyArrayObject *op, PyArray_Descr *descr)
+NPY_NO_EXPORT int
+npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr)
 {
     if (!PyArray_ISALIGNED(op)) {
         return 0;
@@ -99,7 +99,7 @@ trivial_order(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[],
         int own = PyArray_FLAGS(op[i]) &
                   (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
         if (own == 0 || (wanted != 0 && wanted != own) ||
-            !readable_in_place(op[i], descrs[i])) {
+            !npy_deferred_readable_in_place(op[i], descrs[i])) {
             return 0;
         }
         wanted = own;

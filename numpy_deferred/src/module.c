@@ -14,50 +14,6 @@
 
 #include "deferred.h"
 
-/* The ufuncs that NumPy itself defines, sorted by address; borrowed. */
-static struct {
-    PyUFuncObject **items;
-    npy_intp n;
-} builtin_ufuncs;
-
-static int
-compare_addresses(const void *a, const void *b)
-{
-    const char *first = *(char *const *)a, *second = *(char *const *)b;
-    return first < second ? -1 : first > second;
-}
-
-NPY_NO_EXPORT int
-npy_deferred_is_builtin(PyUFuncObject *ufunc)
-{
-    return bsearch(&ufunc, builtin_ufuncs.items, builtin_ufuncs.n,
-                   sizeof(*builtin_ufuncs.items), compare_addresses) != NULL;
-}
-
-static int
-find_builtin_ufuncs(PyObject *module)
-{
-    PyObject *dict = PyModule_GetDict(module);
-    PyObject *key, *value;
-    Py_ssize_t position = 0;
-    builtin_ufuncs.items = PyMem_Malloc(PyDict_Size(dict) *
-                                        sizeof(*builtin_ufuncs.items));
-    if (builtin_ufuncs.items == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    while (PyDict_Next(dict, &position, &key, &value)) {
-        if (PyObject_TypeCheck(value, &PyUFunc_Type)) {
-            /* The module is never unloaded, but its attributes may change. */
-            Py_INCREF(value);
-            builtin_ufuncs.items[builtin_ufuncs.n++] = (PyUFuncObject *)value;
-        }
-    }
-    qsort(builtin_ufuncs.items, builtin_ufuncs.n, sizeof(*builtin_ufuncs.items),
-          compare_addresses);
-    return 0;
-}
-
 static PyObject *
 set_state(PyObject *NPY_UNUSED(module), PyObject *state)
 {
@@ -138,7 +94,7 @@ static PyMethodDef methods[] = {
 NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module)
 {
-    if (npy_deferred_state_init() < 0 || find_builtin_ufuncs(module) < 0) {
+    if (npy_deferred_state_init() < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

@@ -63,7 +63,7 @@ capture_constant(npy_deferred_operand *operand, PyArrayObject *scalar,
 NPY_NO_EXPORT npy_deferred_node *
 npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                       PyArray_Descr *const descrs[], PyArrayObject *const op[],
-                      int errmask)
+                      NPY_ORDER order, int errmask)
 {
     int nin = ufunc->nin;
     npy_deferred_node *node = PyMem_Calloc(
@@ -84,6 +84,7 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         Py_INCREF(descrs[i]);
         node->descrs[i] = descrs[i];
     }
+    node->order = order;
     node->errmask = errmask;
     if (errmask != 0) {
         node->errfunc = npy_deferred_current_errfunc(NULL);
@@ -362,21 +363,6 @@ finish:
     }
     PyMem_Free(dependents.nodes);
     return result;
-}
-
-NPY_NO_EXPORT int
-npy_deferred_set_base(PyArrayObject *view, PyObject *base)
-{
-    if (!PyArray_Check(base) || !npy_deferred_is((PyArrayObject *)base)) {
-        return 0;
-    }
-    PyArrayObject_fields *fields = (PyArrayObject_fields *)base;
-    char *guard = fields->data;
-    if (npy_deferred_calculate((PyArrayObject *)base) < 0) {
-        return -1;
-    }
-    ((PyArrayObject_fields *)view)->data += fields->data - guard;
-    return 0;
 }
 
 NPY_NO_EXPORT int

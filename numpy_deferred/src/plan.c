@@ -8,8 +8,12 @@
  * scratch memory for one block, which are given to another value once the last
  * step that reads them has run.  A step never writes to a slot that it reads.
  *
- * A plan knows types only; execute.c binds it to strides and runs it.  It
- * borrows everything from the expression, and owns what binding makes.
+ * A plan is made for one walk over memory.  Where eager NumPy would have shown
+ * a loop a contiguous buffer and the walk does not, a copy into a slot makes up
+ * for it; where that is not enough, the expression cannot be planned.
+ *
+ * It borrows everything from the expression, and owns what execute.c makes when
+ * it binds the steps to loops.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -26,16 +30,23 @@
 
 static int
 add_value(npy_deferred_plan *plan, npy_deferred_value_kind kind,
-          PyArray_Descr *descr)
+          PyArray_Descr *descr, npy_intp stride)
 {
     npy_deferred_value *value = &plan->values[plan->nvalues];
     memset(value, 0, sizeof(*value));
     value->kind = kind;
     value->descr = descr;
+    value->stride = stride;
     value->aligned = 1;
     value->source = -1;
     value->last_use = -1;
     return plan->nvalues++;
+}
+
+static int
+add_slot(npy_deferred_plan *plan, PyArray_Descr *descr)
+{
+    return add_value(plan, NPY_DEFERRED_VALUE_SLOT, descr, descr->elsize);
 }
 
 static npy_deferred_step *
@@ -57,30 +68,49 @@ add_cast_step(npy_deferred_plan *plan, npy_deferred_node *node, int from, int to
     step->args[1] = to;
 }
 
-/* The value with the type that a loop wants: itself, or a slot with a cast. */
+static int
+has_type(npy_deferred_value *value, PyArray_Descr *descr)
+{
+    return value->aligned && (value->descr == descr ||
+                              PyArray_EquivTypes(value->descr, descr));
+}
+
+/*
+ * The value as a loop wants it: with the loop's type, and with the stride that
+ * the loop would see in eager NumPy.  That is the value itself, or a slot with
+ * a cast or copy of it.  Returns -1 when it cannot be had.
+ */
 static int
 value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr,
-         npy_deferred_node *node)
+         npy_intp stride, npy_deferred_node *node)
 {
-    PyArray_Descr *from = plan->values[value].descr;
-    if (plan->values[value].aligned &&
-        (from == descr || PyArray_EquivTypes(from, descr))) {
+    npy_deferred_value *given = &plan->values[value];
+    if (has_type(given, descr) && given->stride == stride) {
         return value;
+    }
+    int constant = stride == 0;
+    if (constant ? given->stride != 0 : stride != descr->elsize) {
+        return -1;
     }
     /*
      * Consumers share a cast, unless it can raise floating-point errors:
      * these are reported for each of them.
      */
-    if (PyArray_CanCastTypeTo(from, descr, NPY_SAFE_CASTING)) {
+    if (PyArray_CanCastTypeTo(given->descr, descr, NPY_SAFE_CASTING)) {
         for (int i = 0; i < plan->nvalues; i++) {
             if (plan->values[i].source == value &&
+                plan->values[i].constant == constant &&
                 PyArray_EquivTypes(plan->values[i].descr, descr)) {
                 return i;
             }
         }
     }
-    int slot = add_value(plan, NPY_DEFERRED_VALUE_SLOT, descr);
+    int slot = add_slot(plan, descr);
     plan->values[slot].source = value;
+    plan->values[slot].constant = constant;
+    if (constant) {
+        plan->values[slot].stride = 0;
+    }
     add_cast_step(plan, node, value, slot);
     return slot;
 }
@@ -95,55 +125,112 @@ operand_index(const npy_deferred_expression *expression, PyArrayObject *array)
     return i;
 }
 
-/* The result of a node: in `out` where that is possible for the last one. */
+/*
+ * Where the result of a node goes: into `out` if it is the last one and `out`
+ * is what its loop would write to in eager NumPy.  Returns -1 when neither
+ * that nor a slot will do.
+ */
 static int
 result_value(npy_deferred_plan *plan, npy_deferred_node *node, int is_root,
-             int direct_out)
+             npy_intp stride)
 {
     PyArray_Descr *descr = node->descrs[node->nin];
     npy_deferred_value *out = &plan->values[plan->out];
-    if (is_root && direct_out && out->aligned &&
-        PyArray_EquivTypes(out->descr, descr)) {
+    if (is_root && has_type(out, descr) && out->stride == stride) {
         return plan->out;
     }
-    return add_value(plan, NPY_DEFERRED_VALUE_SLOT, descr);
+    return stride == descr->elsize ? add_slot(plan, descr) : -1;
 }
 
-static void
-add_steps(npy_deferred_plan *plan, const npy_deferred_expression *expression,
-          int direct_out)
+/*
+ * The strides eager NumPy's loop would see.  On a direct walk these follow
+ * from what is known; else the iterator is asked.
+ */
+static int
+wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
+               npy_deferred_node *node, int is_root, npy_deferred_target target,
+               const int args[], npy_intp strides[])
 {
-    int results[NPY_DEFERRED_MAX_NODES];
-    for (int i = 0; i < expression->nnodes; i++) {
-        npy_deferred_node *node = expression->nodes[i];
-        int is_root = i == expression->nnodes - 1;
-        int args[NPY_DEFERRED_MAX_NIN + 1];
-        for (int j = 0; j < node->nin; j++) {
-            npy_deferred_operand *operand = &node->operands[j];
-            int value;
-            if (operand->array == NULL) {
-                value = add_value(plan, NPY_DEFERRED_VALUE_CONSTANT,
-                                  node->descrs[j]);
-                plan->values[value].data = operand->constant;
-            }
-            else if (npy_deferred_is(operand->array)) {
-                npy_deferred_node *inner = npy_deferred_node_of(operand->array);
-                value = results[inner->position];
-            }
-            else {
-                /* Operands are the first values. */
-                value = operand_index(expression, operand->array);
-            }
-            args[j] = value_as(plan, value, node->descrs[j], node);
+    PyArrayObject *out =
+            is_root && target != NPY_DEFERRED_ASSIGN ? walk->out : NULL;
+    if (walk->iter != NULL) {
+        return npy_deferred_eager_strides(node, out, strides);
+    }
+    for (int i = 0; i < node->nin; i++) {
+        npy_deferred_value *value = &plan->values[args[i]];
+        strides[i] = value->kind == NPY_DEFERRED_VALUE_CONSTANT ? 0
+                     : has_type(value, node->descrs[i])
+                             ? value->stride
+                             : node->descrs[i]->elsize;
+    }
+    npy_deferred_value *result = &plan->values[plan->out];
+    PyArray_Descr *descr = node->descrs[node->nin];
+    strides[node->nin] = out != NULL && has_type(result, descr)
+                                 ? result->stride
+                                 : descr->elsize;
+    return 0;
+}
+
+/* What a node's operands are, before casts and copies. */
+static void
+find_arguments(npy_deferred_plan *plan, const npy_deferred_walk *walk,
+               npy_deferred_node *node, const int results[], int args[])
+{
+    for (int i = 0; i < node->nin; i++) {
+        npy_deferred_operand *operand = &node->operands[i];
+        if (operand->array == NULL) {
+            args[i] = add_value(plan, NPY_DEFERRED_VALUE_CONSTANT,
+                                node->descrs[i], 0);
+            plan->values[args[i]].data = operand->constant;
         }
-        args[node->nin] = result_value(plan, node, is_root, direct_out);
-        results[i] = args[node->nin];
-        npy_deferred_step *step = add_step(plan, node, node->nin + 1);
-        memcpy(step->args, args, sizeof(args));
-        if (is_root && results[i] != plan->out) {
-            add_cast_step(plan, NULL, results[i], plan->out);
+        else if (npy_deferred_is(operand->array)) {
+            args[i] = results[npy_deferred_node_of(operand->array)->position];
+        }
+        else {
+            /* Operands are the first values. */
+            args[i] = operand_index(walk->expression, operand->array);
         }
     }
+}
+
+/* Returns 0; 1 when it cannot be planned; -1 with an exception set. */
+static int
+add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
+          npy_deferred_target target)
+{
+    int results[NPY_DEFERRED_MAX_NODES];
+    int nnodes = walk->expression->nnodes;
+    for (int i = 0; i < nnodes; i++) {
+        npy_deferred_node *node = walk->expression->nodes[i];
+        int args[NPY_DEFERRED_MAX_NIN + 1];
+        npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+        int is_root = i == nnodes - 1;
+        find_arguments(plan, walk, node, results, args);
+        if (wanted_strides(plan, walk, node, is_root, target, args, strides) <
+            0) {
+            return -1;
+        }
+        for (int j = 0; j < node->nin; j++) {
+            args[j] = value_as(plan, args[j], node->descrs[j], strides[j], node);
+            if (args[j] < 0) {
+                return 1;
+            }
+        }
+        results[i] = result_value(plan, node, is_root, strides[node->nin]);
+        if (results[i] < 0) {
+            return 1;
+        }
+        args[node->nin] = results[i];
+        npy_deferred_step *step = add_step(plan, node, node->nin + 1);
+        memcpy(step->args, args, sizeof(args));
+    }
+    if (results[nnodes - 1] != plan->out) {
+        /* Eager NumPy casts to an `out=` as part of the operation. */
+        npy_deferred_node *root = walk->expression->nodes[nnodes - 1];
+        add_cast_step(plan, target == NPY_DEFERRED_ASSIGN ? NULL : root,
+                      results[nnodes - 1], plan->out);
+    }
+    return 0;
 }
 
 /*
@@ -180,9 +267,8 @@ assign_slots(npy_deferred_plan *plan)
     }
 }
 
-NPY_NO_EXPORT npy_deferred_plan *
-npy_deferred_plan_new(const npy_deferred_expression *expression,
-                      PyArrayObject *out, int direct_out)
+static npy_deferred_plan *
+allocate_plan(const npy_deferred_expression *expression)
 {
     /* Every input of every node may need a cast, and so may the result. */
     size_t nsteps = 1, nvalues = 1 + expression->noperands;
@@ -190,10 +276,10 @@ npy_deferred_plan_new(const npy_deferred_expression *expression,
         nsteps += 1 + expression->nodes[i]->nin;
         nvalues += 1 + 2 * expression->nodes[i]->nin;
     }
-    npy_deferred_plan *plan = PyMem_Malloc(
-            sizeof(*plan) + nsteps * sizeof(npy_deferred_step) +
-            nvalues * sizeof(npy_deferred_value) +
-            nsteps * sizeof(npy_deferred_slot));
+    npy_deferred_plan *plan =
+            PyMem_Malloc(sizeof(*plan) + nsteps * sizeof(npy_deferred_step) +
+                         nvalues * sizeof(npy_deferred_value) +
+                         nsteps * sizeof(npy_deferred_slot));
     if (plan == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -202,20 +288,37 @@ npy_deferred_plan_new(const npy_deferred_expression *expression,
     plan->steps = (npy_deferred_step *)(plan + 1);
     plan->values = (npy_deferred_value *)(plan->steps + nsteps);
     plan->slots = (npy_deferred_slot *)(plan->values + nvalues);
+    return plan;
+}
 
+NPY_NO_EXPORT int
+npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
+                      npy_deferred_plan **result)
+{
+    const npy_deferred_expression *expression = walk->expression;
+    npy_deferred_plan *plan = allocate_plan(expression);
+    if (plan == NULL) {
+        return -1;
+    }
     for (int i = 0; i < expression->noperands; i++) {
         PyArrayObject *array = expression->operands[i];
         int value = add_value(plan, NPY_DEFERRED_VALUE_OPERAND,
-                              PyArray_DESCR(array));
+                              PyArray_DESCR(array), walk->strides[i]);
         plan->values[value].operand = i;
         plan->values[value].aligned = PyArray_ISALIGNED(array) != 0;
     }
-    plan->out = add_value(plan, NPY_DEFERRED_VALUE_OUT, PyArray_DESCR(out));
-    plan->values[plan->out].aligned = PyArray_ISALIGNED(out) != 0;
-    add_steps(plan, expression, direct_out);
+    plan->out = add_value(plan, NPY_DEFERRED_VALUE_OUT,
+                          PyArray_DESCR(walk->out),
+                          walk->strides[expression->noperands]);
+    plan->values[plan->out].aligned = PyArray_ISALIGNED(walk->out) != 0;
+    int status = add_steps(plan, walk, target);
+    if (status != 0) {
+        npy_deferred_plan_free(plan);
+        return status;
+    }
     assign_slots(plan);
-    assert(plan->nsteps <= (int)nsteps && plan->nvalues <= (int)nvalues);
-    return plan;
+    *result = plan;
+    return 0;
 }
 
 NPY_NO_EXPORT void

@@ -25,7 +25,8 @@
 
 NPY_NO_EXPORT int npy_deferred_state_used = 0;
 NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 0;
-NPY_NO_EXPORT int npy_deferred_trap = 0;
+NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode =
+        NPY_DEFERRED_GUARD_QUIET;
 
 static PyObject *state_variable = NULL; /* owned, immortal */
 
@@ -77,15 +78,19 @@ read_guard_mode(void)
     if (value == NULL || value[0] == '\0') {
         return 0;
     }
-    if (strcmp(value, "trap") != 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "the environment variable NUMPY_DEFERRED_GUARD must be "
-                     "trap or not set, not %.100s",
-                     value);
-        return -1;
+    if (strcmp(value, "report") == 0) {
+        npy_deferred_guard_mode = NPY_DEFERRED_GUARD_REPORT;
+        return 0;
     }
-    npy_deferred_trap = 1;
-    return 0;
+    if (strcmp(value, "trap") == 0) {
+        npy_deferred_guard_mode = NPY_DEFERRED_GUARD_TRAP;
+        return 0;
+    }
+    PyErr_Format(PyExc_ValueError,
+                 "the environment variable NUMPY_DEFERRED_GUARD must be "
+                 "report, trap or not set, not %.100s",
+                 value);
+    return -1;
 }
 
 NPY_NO_EXPORT int

@@ -1,0 +1,304 @@
+/*
+ * Walks: how operands and result are gone through, and how eager NumPy would
+ * have gone through those of a single operation.
+ *
+ * The loops of NumPy give the same bits only as long as they see the same kind
+ * of strides: a contiguous float16 loop works in single precision, which of
+ * two NaNs an addition keeps depends on the loop being vectorised, and so on.
+ * So a plan may run an operation only where each of its operands is as
+ * contiguous as eager NumPy would have made it.  `npy_deferred_eager_strides`
+ * finds out by asking the iterator itself, on stand-ins for the arrays that
+ * have no values yet; it follows `check_for_trivial_loop`,
+ * `try_trivial_single_output_loop` and `execute_ufunc_loop` in ufunc_object.c.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "deferred.h"
+
+#include "convert_datatype.h"
+#include "ctors.h"
+#include "extobj.h"
+#include "lowlevel_strided_loops.h"
+#include "mem_overlap.h"
+
+/* ufunc_object.c's NPY_UFUNC_DEFAULT_INPUT_FLAGS and _OUTPUT_FLAGS. */
+#define EAGER_INPUT_FLAGS \
+    (NPY_ITER_READONLY | NPY_ITER_ALIGNED | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE)
+#define EAGER_OUTPUT_FLAGS                                                 \
+    (NPY_ITER_WRITEONLY | NPY_ITER_ALIGNED | NPY_ITER_ALLOCATE |           \
+     NPY_ITER_NO_BROADCAST | NPY_ITER_NO_SUBTYPE |                         \
+     NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE)
+
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_array_over(PyArrayObject *like, void *memory)
+{
+    Py_INCREF(PyArray_DESCR(like));
+    return (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, PyArray_DESCR(like), PyArray_NDIM(like),
+            PyArray_DIMS(like), PyArray_STRIDES(like), memory,
+            NPY_ARRAY_WRITEABLE, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+}
+
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_constant_array(npy_deferred_node *node, int i)
+{
+    Py_INCREF(node->descrs[i]);
+    return (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, node->descrs[i], 0, NULL, NULL,
+            node->operands[i].constant, 0, NULL, NULL,
+            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+}
+
+/* As eager NumPy's buffer size, which its choice of buffers depends on. */
+static npy_intp
+buffer_size(void)
+{
+    int size, errmask;
+    if (_get_bufsize_errmask(&size, &errmask) < 0) {
+        PyErr_Clear();
+        return NPY_BUFSIZE;
+    }
+    return size;
+}
+
+/* A contiguous array of the loop's type, for what eager NumPy copies first. */
+static PyArrayObject *
+contiguous_stand_in(PyArrayObject *array, PyArray_Descr *descr, void *memory)
+{
+    Py_INCREF(descr);
+    return (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, descr, PyArray_NDIM(array), PyArray_DIMS(array),
+            NULL, memory, 0, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+}
+
+/*
+ * Put arrays without values, and those that check_for_trivial_loop would
+ * replace, by stand-ins.  Returns whether a trivial loop is still possible,
+ * or -1 with an exception set; `op` holds new references either way.
+ */
+static int
+stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
+          PyArrayObject *op[])
+{
+    int trivial = 1;
+    void *nowhere = npy_deferred_guard(1);
+    for (int i = 0; i < node->nin; i++) {
+        PyArrayObject *array = node->operands[i].array;
+        if (array == NULL) {
+            op[i] = npy_deferred_constant_array(node, i);
+        }
+        else if (npy_deferred_is(array)) {
+            op[i] = npy_deferred_array_over(array, nowhere);
+        }
+        else {
+            Py_INCREF(array);
+            op[i] = array;
+        }
+        if (op[i] == NULL) {
+            return -1;
+        }
+        if (!trivial ||
+            npy_deferred_readable_in_place(op[i], node->descrs[i])) {
+            continue;
+        }
+        if (PyArray_NDIM(op[i]) == 1 && PyArray_DIM(op[i], 0) <= buffersize) {
+            Py_SETREF(op[i], contiguous_stand_in(op[i], node->descrs[i],
+                                                 nowhere));
+            if (op[i] == NULL) {
+                return -1;
+            }
+        }
+        else {
+            trivial = 0;
+        }
+    }
+    Py_INCREF(out);
+    op[node->nin] = out;
+    return trivial &&
+           npy_deferred_readable_in_place(out, node->descrs[node->nin]);
+}
+
+/* The strides of try_trivial_single_output_loop; 0 when it would decline. */
+static int
+trivial_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp strides[])
+{
+    PyArrayObject *out = op[node->nin];
+    int order = 0;
+    for (int i = 0; i <= node->nin; i++) {
+        int ndim = PyArray_NDIM(op[i]);
+        if (ndim == 0) {
+            strides[i] = 0;
+            continue;
+        }
+        if (ndim != PyArray_NDIM(out) ||
+            !PyArray_CompareLists(PyArray_DIMS(op[i]), PyArray_DIMS(out),
+                                  ndim)) {
+            return 0;
+        }
+        if (ndim == 1) {
+            strides[i] = PyArray_STRIDE(op[i], 0);
+            continue;
+        }
+        strides[i] = PyArray_ITEMSIZE(op[i]);
+        int own = PyArray_FLAGS(op[i]) &
+                  (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
+        if (own == 0 || (order != 0 && own != order)) {
+            return 0;
+        }
+        order = own;
+    }
+    return 1;
+}
+
+static int
+iterator_strides(npy_deferred_node *node, PyArrayObject *op[],
+                 npy_intp buffersize, npy_intp strides[])
+{
+    npy_uint32 op_flags[NPY_DEFERRED_MAX_NIN + 1];
+    for (int i = 0; i < node->nin; i++) {
+        op_flags[i] = EAGER_INPUT_FLAGS;
+    }
+    op_flags[node->nin] = EAGER_OUTPUT_FLAGS;
+    NpyIter *iter = NpyIter_AdvancedNew(
+            node->nin + 1, op,
+            NPY_ITER_EXTERNAL_LOOP | NPY_ITER_REFS_OK | NPY_ITER_ZEROSIZE_OK |
+                    NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
+                    NPY_ITER_DELAY_BUFALLOC,
+            node->order, NPY_UNSAFE_CASTING, op_flags, node->descrs, -1, NULL,
+            NULL, buffersize);
+    if (iter == NULL) {
+        return -1;
+    }
+    NpyIter_GetInnerFixedStrideArray(iter, strides);
+    return NpyIter_Deallocate(iter) == NPY_SUCCEED ? 0 : -1;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
+                           npy_intp strides[])
+{
+    PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 1] = {NULL};
+    PyArrayObject *result =
+            out != NULL
+                    ? (PyArrayObject *)Py_NewRef(out)
+                    : npy_deferred_array_over(node->array,
+                                              npy_deferred_guard(1));
+    if (result == NULL) {
+        return -1;
+    }
+    npy_intp buffersize = buffer_size();
+    int trivial = stand_ins(node, result, buffersize, op);
+    int status = trivial < 0 ? -1 : 0;
+    if (status == 0 && !(trivial && trivial_strides(node, op, strides))) {
+        status = iterator_strides(node, op, buffersize, strides);
+    }
+    for (int i = 0; i <= node->nin; i++) {
+        Py_XDECREF(op[i]);
+    }
+    Py_DECREF(result);
+    return status;
+}
+
+static int
+same_order(PyArrayObject *array, PyArrayObject *out, int order)
+{
+    return PyArray_NDIM(array) == PyArray_NDIM(out) &&
+           PyArray_CompareLists(PyArray_DIMS(array), PyArray_DIMS(out),
+                                PyArray_NDIM(out)) &&
+           (PyArray_NDIM(out) == 1 ? PyArray_STRIDE(array, 0) != 0
+                                   : PyArray_CHKFLAGS(array, order));
+}
+
+/*
+ * Whether operands and result lie in memory in the same order, one element
+ * after another: one run of loops does it, and eager NumPy does the same.
+ */
+static int
+is_direct(const npy_deferred_expression *expression, PyArrayObject *out,
+          npy_deferred_target target)
+{
+    int order = PyArray_FLAGS(out) &
+                (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
+    if (order == 0 && PyArray_NDIM(out) != 1) {
+        return 0;
+    }
+    for (int i = 0; i < expression->noperands; i++) {
+        PyArrayObject *array = expression->operands[i];
+        if (!same_order(array, out, order)) {
+            return 0;
+        }
+        if (target != NPY_DEFERRED_FRESH &&
+            !PyArray_EQUIVALENTLY_ITERABLE_OVERLAP_OK(
+                    array, out, PyArray_TRIVIALLY_ITERABLE_OP_READ,
+                    PyArray_TRIVIALLY_ITERABLE_OP_NOREAD)) {
+            return 0;
+        }
+    }
+    /* A result that overlaps itself is the iterator's. */
+    return PyArray_NDIM(out) != 1 || PyArray_DIM(out, 0) == 1 ||
+           PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_walk_open(npy_deferred_walk *walk,
+                       const npy_deferred_expression *expression,
+                       PyArrayObject *out, npy_deferred_target target)
+{
+    int noperands = expression->noperands;
+    walk->expression = expression;
+    walk->out = out;
+    walk->iter = NULL;
+    if (is_direct(expression, out, target)) {
+        for (int i = 0; i <= noperands; i++) {
+            PyArrayObject *array =
+                    i < noperands ? expression->operands[i] : out;
+            walk->strides[i] = PyArray_NDIM(array) == 1
+                                       ? PyArray_STRIDE(array, 0)
+                                       : PyArray_ITEMSIZE(array);
+        }
+        return 1;
+    }
+    if (noperands > NPY_DEFERRED_MAX_OPERANDS) {
+        return 0;
+    }
+    PyArrayObject *op[NPY_DEFERRED_MAX_OPERANDS + 1];
+    npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
+    PyArray_Descr *dtypes[NPY_DEFERRED_MAX_OPERANDS + 1];
+    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_BUFFERED |
+                       NPY_ITER_GROWINNER | NPY_ITER_DELAY_BUFALLOC;
+    if (target != NPY_DEFERRED_FRESH) {
+        flags |= NPY_ITER_COPY_IF_OVERLAP;
+    }
+    for (int i = 0; i < noperands; i++) {
+        op[i] = expression->operands[i];
+        op_flags[i] = NPY_ITER_READONLY | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+        dtypes[i] = PyArray_DESCR(op[i]);
+    }
+    op[noperands] = out;
+    op_flags[noperands] = NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST |
+                          NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+    dtypes[noperands] = PyArray_DESCR(out);
+    walk->iter = NpyIter_AdvancedNew(noperands + 1, op, flags, NPY_KEEPORDER,
+                                     NPY_NO_CASTING, op_flags, dtypes, -1, NULL,
+                                     NULL, buffer_size());
+    if (walk->iter == NULL) {
+        return -1;
+    }
+    NpyIter_GetInnerFixedStrideArray(walk->iter, walk->strides);
+    return 1;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_walk_close(npy_deferred_walk *walk)
+{
+    if (walk->iter == NULL) {
+        return 0;
+    }
+    return NpyIter_Deallocate(walk->iter) == NPY_SUCCEED ? 0 : -1;
+}
