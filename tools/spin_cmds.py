@@ -102,10 +102,14 @@ def run_python(*arguments, cwd=None):
 
 
 @variant_options
-@spin.util.extend_command(meson.build, remove_args=("gcov",))
+@spin.util.extend_command(meson.build, doc="", remove_args=("gcov",))
 @readable_errors
 def build(*, parent_callback, variant, build_dir, meson_args=(), **kwargs):
-    """Fetches and patches NumPy first, when that is not done yet."""
+    """🔧 Fetch and patch NumPy where needed, build, install
+
+    Into build/ and build-install/; other directories with -C, --debug and
+    --sanitize. MESON_ARGS go to `meson setup`: spin build -- -Db_coverage=true
+    """
     build_dir = variant or build_dir
     prepare()
     try:
@@ -126,7 +130,7 @@ def build(*, parent_callback, variant, build_dir, meson_args=(), **kwargs):
 @click.option("--no-build", is_flag=True, help="Use the build as it is.")
 @click.pass_context
 def test(ctx, pytest_args, variant, build_dir, no_build):
-    """🔧 Run our tests, those in tests/
+    """🧪 Run our tests, tests/
 
     PYTEST_ARGS go to pytest: spin test tests/tools -k series -x
     """
@@ -146,8 +150,9 @@ def test(ctx, pytest_args, variant, build_dir, no_build):
 def upstream_tests(
     ctx, pytest_args, deferred, on_stock, variant, build_dir, no_build, jobs
 ):
-    """🔧 Run NumPy's own tests (without f2py and slow ones), deferral off
+    """🧪 Run NumPy's own tests
 
+    Without f2py and the slow ones; deferral is off, but with --deferred.
     Fails when a test fails that tests/upstream/expected-failures.toml does not
     list, and when one that it lists passes.
     """
@@ -188,8 +193,9 @@ def upstream_tests(
 @click.command()
 @readable_errors
 def stock():
-    """🏗️ Build stock NumPy with the same options, into build-stock/
+    """🔧 Build stock NumPy
 
+    With the same options, into build-stock/.
     For comparisons: `spin bench overhead`, `spin upstream-tests --stock`.
     """
     prepare()
@@ -238,7 +244,10 @@ def stock_site_packages():
 @click.command()
 @readable_errors
 def wheel():
-    """📦 Build the wheel into dist/, and import it in an empty environment"""
+    """📦 Build the wheel and prove it
+
+    It lands in dist/, and is imported in an empty environment.
+    """
     run(
         [
             sys.executable,
@@ -267,7 +276,7 @@ def wheel():
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def demo(ctx, arguments):
-    """🎬 Build, then run the main job: benchmarks/demo.py"""
+    """🎬 Run the main job, benchmarks/demo.py"""
     run_benchmark(ctx, ROOT / "benchmarks" / "demo.py", arguments)
 
 
@@ -276,7 +285,9 @@ def demo(ctx, arguments):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def bench(ctx, name, arguments):
-    """🏋 Run benchmarks/bench_NAME.py; without NAME list them
+    """🚀 Run benchmarks/bench_NAME.py
+
+    Without NAME, list them.
 
     NUMPY_STOCK is set to where stock NumPy lies for those that compare with it.
     """
@@ -292,7 +303,7 @@ def bench(ctx, name, arguments):
 
 def run_benchmark(ctx, path, arguments):
     if not path.exists():
-        raise click.ClickException(f"there is no {path.relative_to(ROOT)}")
+        raise click.ClickException(f"there is no {path.relative_to(ROOT)} yet")
     use_build(ctx)
     run_python(path, *arguments)
 
@@ -301,7 +312,10 @@ def run_benchmark(ctx, path, arguments):
 @click.argument("sphinx_args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def docs(ctx, sphinx_args):
-    """📖 Build the documentation, doc/, into build-docs/; warnings are errors"""
+    """📖 Build the documentation
+
+    From doc/ into build-docs/; warnings are errors.
+    """
     use_build(ctx)
     run_python("-m", "sphinx", "-W", "--keep-going", *sphinx_args, "doc", "build-docs")
 
@@ -310,7 +324,10 @@ def docs(ctx, sphinx_args):
 @click.option("--fix", is_flag=True, help="Put right what can be, instead.")
 @readable_errors
 def lint(fix):
-    """🧹 ruff, clang-format (our C only) and the check of patches/"""
+    """🧹 Run ruff, clang-format and the patch check
+
+    clang-format with NumPy's own style, on our C only.
+    """
     worktree.ensure(HERE)
     sources = sorted(str(p) for p in (ROOT / "numpy_deferred/src").glob("*.[ch]"))
     style = f"--style=file:{HERE.upstream / '.clang-format'}"
@@ -331,7 +348,10 @@ def lint(fix):
 
 @click.group()
 def patches():
-    """🩹 Import, export and check the patches: see patches/README.md"""
+    """🩹 Import, export, check the patches
+
+    patches/README.md says how to work with them.
+    """
 
 
 @patches.command("import")

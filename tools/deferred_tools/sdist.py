@@ -18,6 +18,11 @@ from .project import ToolError, say
 
 ENVIRONMENT_VARIABLE = "NUMPY_DEFERRED_SDIST"
 DEFAULT_INDEX = "https://pypi.org/simple/"
+WHAT_TO_DO = f"""\
+Without a network, do one of these:
+  put the file into downloads/, beside upstream.toml
+  set {ENVIRONMENT_VARIABLE} to the path of the file
+  set pip to an index that can be reached (pip config, PIP_INDEX_URL, PIP_FIND_LINKS)"""
 
 
 def get(project):
@@ -50,28 +55,30 @@ def verify(project, path, origin=None):
 
 
 def download(project, path):
+    import httpx2
+
     pin = project.pin
     config = pip_config()
-    link = find(f"numpy=={pin['version']}", pin["sdist"], config)
-    path.parent.mkdir(exist_ok=True)
     part = path.with_name(path.name + ".part")
-    try:
-        with (
-            make_session(config) as session,
-            session.get_stream(link.normalized) as response,
-            part.open("wb") as file,
-        ):
-            response.raise_for_status()
-            copy_with_progress(response, file, pin["sdist"])
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ToolError(f"cannot download {link.redacted}: {error}") from error
-    try:
-        verify(project, part, origin=link.redacted)
-    except ToolError:
-        part.unlink()
-        raise
-    part.rename(path)
+    path.parent.mkdir(exist_ok=True)
+    with make_session(config) as session:
+        link = find(session, f"numpy=={pin['version']}", path.name, config)
+        try:
+            with (
+                session.get_stream(link.normalized) as response,
+                part.open("wb") as file,
+            ):
+                response.raise_for_status()
+                copy_with_progress(response, file, path.name)
+            verify(project, part, origin=link.redacted)
+        except httpx2.HTTPError as error:
+            raise ToolError(
+                f"cannot download {link.redacted}: {error}\n{WHAT_TO_DO}"
+            ) from error
+        else:
+            part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def unpack(archive, directory):
@@ -96,35 +103,29 @@ def copy_with_progress(response, file, name):
         say(f"{name}: downloaded {file.tell() / 1e6:.1f} MB")
 
 
-def find(requirement, filename, config):
+def find(session, requirement, filename, config):
     """The link to `filename` on the configured indexes and find-links."""
+    import httpx2
     import unearth
 
-    indexes, find_links = sources(config)
     say(f"looking for {filename}")
-    with make_session(config) as session:
-        matches = []
-        if indexes or find_links:
-            finder = unearth.PackageFinder(
-                session,
-                index_urls=indexes,
-                find_links=find_links,
-                no_binary=["numpy"],
-                ignore_compatibility=True,
-            )
-            matches = finder.find_matches(requirement)
-    for match in matches:
-        if match.link.filename == filename:
-            return match.link
-    looked = "\n".join(f"  {redact(place)}" for place in indexes + find_links)
+    looked = []
+    # One at a time: an index that cannot be reached must not hide the others.
+    for kind, place in sources(config):
+        finder = unearth.PackageFinder(
+            session, **{kind: [place]}, no_binary=["numpy"], ignore_compatibility=True
+        )
+        try:
+            for match in finder.find_matches(requirement):
+                if match.link.filename == filename:
+                    return match.link
+            looked.append(f"  {redact(place)}: it is not there")
+        except httpx2.HTTPError as error:
+            looked.append(f"  {redact(place)}: {error}")
     raise ToolError(
         f"cannot find {filename}. Looked in:\n"
-        f"{looked or '  nowhere: pip has no index (no-index is set)'}\n"
-        "Without a network, do one of these:\n"
-        f"  put the file into downloads/ (create it), or\n"
-        f"  set {ENVIRONMENT_VARIABLE} to the path of the file, or\n"
-        "  configure pip for an index that can be reached (`pip config`, "
-        "PIP_INDEX_URL, PIP_FIND_LINKS)"
+        + ("\n".join(looked) or "  nowhere: pip is set to no-index")
+        + f"\n{WHAT_TO_DO}"
     )
 
 
@@ -145,22 +146,19 @@ def make_session(config):
 
 
 def sources(config):
-    """Index URLs and find-links, as pip would use them."""
-    find_links = config.get("find-links", "").split()
-    if config.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        return [], find_links
-    indexes = [config.get("index-url", DEFAULT_INDEX)]
-    return indexes + config.get("extra-index-url", "").split(), find_links
+    """Where pip would look, in its order: pairs of PackageFinder's argument, place."""
+    places = [("find_links", place) for place in config.get("find-links", "").split()]
+    if config.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
+        indexes = [config.get("index-url", DEFAULT_INDEX)]
+        indexes += config.get("extra-index-url", "").split()
+        places += [("index_urls", place) for place in indexes]
+    return places
 
 
 def pip_config():
     """pip's settings from its files and environment, for `pip download`."""
-    command = [sys.executable, "-I", "-m", "pip", "config", "list"]
+    command = [sys.executable, "-P", "-m", "pip", "config", "list"]
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        # pip's isolated build environments hide the outer pip from -I.
-        command.remove("-I")
-        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise ToolError(
             "cannot read pip's configuration to know where to look for NumPy:\n"
