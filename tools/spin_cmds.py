@@ -95,6 +95,11 @@ def use_build(ctx, build_dir="build", no_build=False):
     return meson._set_pythonpath(build_dir, quiet=True)
 
 
+def run_command(*arguments):
+    """Show and run a command; exit when it fails."""
+    run([str(argument) for argument in arguments])
+
+
 def run_python(*arguments, cwd=None):
     """Run Python, without the current directory on its path, and exit with it."""
     result = subprocess.run([sys.executable, "-P", *map(str, arguments)], cwd=cwd)
@@ -166,28 +171,15 @@ def upstream_tests(
     if deferred:
         os.environ["NUMPY_DEFERRED_MIN_BYTES"] = "0"
     os.environ["PYTHONPATH"] += os.pathsep + str(ROOT / "tests" / "upstream")
-    mode = "deferred" if deferred else "off"
+    options = [
+        *("-c", ROOT / "upstream" / "pytest.ini", f"--rootdir={site_packages}"),
+        *("-p", "expected_failures", "--deferral", "on" if deferred else "off"),
+        *("-p", "no:cacheprovider", "-q", "-n", jobs, "-m", "not slow"),
+        f"--ignore={site_packages / 'numpy' / 'f2py'}",
+    ]
+    tests = pytest_args or ["--pyargs", "numpy"]
     with tempfile.TemporaryDirectory() as directory:
-        run_python(
-            "-m",
-            "pytest",
-            "-c",
-            ROOT / "upstream" / "pytest.ini",
-            f"--rootdir={site_packages}",
-            "-p",
-            "expected_failures",
-            f"--deferral={mode}",
-            "-q",
-            "-n",
-            jobs,
-            "-m",
-            "not slow",
-            "-p",
-            "no:cacheprovider",
-            f"--ignore={site_packages / 'numpy' / 'f2py'}",
-            *(pytest_args or ["--pyargs", "numpy"]),
-            cwd=directory,
-        )
+        run_python("-m", "pytest", *options, *tests, cwd=directory)
 
 
 @click.command()
@@ -208,32 +200,17 @@ def stock():
         STOCK.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=STOCK) as directory:
             sdist.unpack(archive, Path(directory, "numpy")).rename(source)
-    command = [sys.executable, str(source / "vendored-meson" / "meson" / "meson.py")]
-    build_dir = str(STOCK / "build")
-    if not (STOCK / "build" / "build.ninja").exists():
-        run(
-            [
-                *command,
-                "setup",
-                build_dir,
-                str(source),
-                "--prefix=/usr",
-                *setup_arguments("build"),
-            ]
-        )
-    run([*command, "compile", "-C", build_dir, *compile_arguments()])
-    run(
-        [
-            *command,
-            "install",
-            "--quiet",
-            "--no-rebuild",
-            "-C",
-            build_dir,
-            "--destdir",
-            str(STOCK / "build-install"),
-        ]
-    )
+    vendored = source / "vendored-meson" / "meson" / "meson.py"
+    run_meson = functools.partial(run_command, sys.executable, vendored)
+    build_dir = STOCK / "build"
+    if not (build_dir / "build.ninja").exists():
+        # GCC's warnings of its own headers are half a million lines.
+        quiet = "-Dwarning_level=0"
+        arguments = ["--prefix=/usr", quiet, *setup_arguments("build")]
+        run_meson("setup", build_dir, source, *arguments)
+    run_meson("compile", "-C", build_dir, *compile_arguments())
+    destination = f"--destdir={build_dir}-install"
+    run_meson("install", "--quiet", "--no-rebuild", "-C", build_dir, destination)
     (STOCK / pin["sha256"]).touch()
 
 
@@ -248,28 +225,17 @@ def wheel():
 
     It lands in dist/, and is imported in an empty environment.
     """
-    run(
-        [
-            sys.executable,
-            "-m",
-            "build",
-            "--wheel",
-            "--no-isolation",
-            "-Cbuild-dir=build-wheel",
-            "--outdir",
-            "dist",
-            ".",
-        ]
-    )
+    options = ["--no-isolation", "-Cbuild-dir=build-wheel", "--outdir=dist"]
+    run_command(sys.executable, "-m", "build", "--wheel", *options)
     newest = max(ROOT.glob("dist/numpy-*.whl"), key=lambda path: path.stat().st_mtime)
     say(f"importing {newest.relative_to(ROOT)} in an empty environment")
     with tempfile.TemporaryDirectory() as directory:
         venv.create(directory, with_pip=True)
-        python = str(Path(directory, "bin", "python"))
+        python = Path(directory, "bin", "python")
         os.environ.pop("PYTHONPATH", None)
-        run([python, "-m", "pip", "install", "--quiet", "--no-index", str(newest)])
+        run_command(python, "-m", "pip", "install", "--quiet", "--no-index", newest)
         code = "import numpy; numpy.show_config(); print(numpy.__version__)"
-        run([python, "-I", "-c", code])
+        run_command(python, "-I", "-c", code)
 
 
 @click.command(context_settings=PASS_ON)

@@ -13,13 +13,13 @@ LIST = Path(__file__).with_name("expected-failures.toml")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--deferral", choices=["off", "deferred"], default="off")
+    parser.addoption("--deferral", choices=["off", "on"], default="off")
 
 
 def pytest_configure(config):
     entries = tomllib.loads(LIST.read_text()).get("test", [])
     mode = config.getoption("deferral")
-    reasons = {e["id"]: e["reason"] for e in entries if e.get("only", mode) == mode}
+    reasons = {e["id"]: e["reason"] for e in entries if e.get("deferral", mode) == mode}
     config.pluginmanager.register(ExpectedFailures(config, reasons))
 
 
