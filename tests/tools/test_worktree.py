@@ -41,21 +41,6 @@ def test_import_then_export_changes_no_byte(patched):
     assert before["series"] == f"{HOOK}\n{LINE}\n".encode()
 
 
-def test_real_series_import_then_export_changes_no_byte(real, tmp_path, project):
-    for path in [*real.patches.glob("*.patch"), real.patches / "series"]:
-        (project.patches / path.name).write_bytes(path.read_bytes())
-    before = project.files()
-    pin = (real.root / "upstream.toml").read_bytes()
-    (project.root / "upstream.toml").write_bytes(pin)
-    name = project.pin["sdist"]
-    if not (real.downloads / name).is_file():
-        pytest.skip(f"downloads/{name} is not there")
-    (project.downloads / name).symlink_to(real.downloads / name)
-    worktree.ensure(project)
-    worktree.export(project)
-    assert project.files() == before
-
-
 def test_commits_are_the_same_for_everybody(patched, monkeypatch):
     head = patched.git.text("rev-parse", "HEAD")
     patched.upstream.rename(patched.root / "old")
