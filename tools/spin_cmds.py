@@ -174,7 +174,7 @@ def upstream_tests(
     options = [
         *("-c", ROOT / "upstream" / "pytest.ini", f"--rootdir={site_packages}"),
         *("-p", "expected_failures", "--deferral", "on" if deferred else "off"),
-        *("-p", "no:cacheprovider", "-q", "-n", jobs, "-m", "not slow"),
+        *("-p", "no:cacheprovider", "-q", "-rfE", "-n", jobs, "-m", "not slow"),
         f"--ignore={site_packages / 'numpy' / 'f2py'}",
     ]
     tests = pytest_args or ["--pyargs", "numpy"]

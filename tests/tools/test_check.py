@@ -76,6 +76,12 @@ def test_size_and_its_allowance(patched):
     assert check.problems(patched) == []
 
 
+def test_file_with_crlf(patched):
+    patched.commit("ENH: DOS", name="src/dos.c", old="second", new="last")
+    worktree.export(patched)
+    assert "CRLF" in only_problem(patched)
+
+
 def test_does_not_apply(patched):
     patched.change_patch(HOOK, b" line 19\n", b" line nineteen\n")
     assert "hunk: @@ -18,6 +18,7 @@" in only_problem(patched)

@@ -44,6 +44,11 @@ def header_problems(project, patch):
     for field in series.FIELDS:
         if not patch.fields.get(field):
             found.append(f"{where} the header has no `{field}:`, or an empty one")
+    if b"\r" in patch.data:
+        found.append(
+            f"{where} changes a file with CRLF line ends, which .gitattributes turns "
+            "into LF in the patch: hook another file"
+        )
     counts = line_counts(project, [patch])
     changed = sum(added + removed for added, removed in counts.values())
     if changed > series.MAX_LINES and not patch.fields.get(series.SIZE_FIELD):
