@@ -1,0 +1,364 @@
+"""The commands of `tools/spin`, on top of spin's own for meson projects."""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+from pathlib import Path
+
+import click
+import spin
+from spin.cmds import meson
+from spin.cmds.util import run
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from deferred_tools import check, openblas, sdist, series, worktree
+from deferred_tools.project import HERE, ToolError, say
+
+ROOT = HERE.root
+PASS_ON = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
+
+# What a build directory holds is told by its name.
+VARIANTS = {
+    "build": ["-Dbuildtype=release"],
+    "build-debug": ["-Dbuildtype=debug"],
+    "build-sanitize": [
+        "-Dbuildtype=debug",
+        "-Doptimization=1",
+        "-Db_sanitize=address,undefined",
+        "-Db_lundef=false",
+    ],
+}
+STOCK = ROOT / "build-stock"
+
+
+def readable_errors(function):
+    """Show a ToolError as a message, not as a traceback."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except ToolError as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapper
+
+
+def variant_options(function):
+    """--debug and --sanitize, which choose the build directory."""
+    for option, text in [
+        ("sanitize", "With AddressSanitizer and UBSan, in build-sanitize/."),
+        ("debug", "Without optimization, with assertions, in build-debug/."),
+    ]:
+        function = click.option(
+            f"--{option}", "variant", flag_value=f"build-{option}", help=text
+        )(function)
+    return function
+
+
+def setup_arguments(build_dir):
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    arguments = pyproject["tool"]["meson-python"]["args"]["setup"]
+    return [*arguments, *VARIANTS.get(build_dir, VARIANTS["build"])]
+
+
+def compile_arguments():
+    """ninja's progress is one line on a terminal, a thousand lines in a file."""
+    if sys.stdout.isatty():
+        return []
+    say("compiling; shows nothing but warnings until it is done")
+    return ["--ninja-args=--quiet"]
+
+
+def prepare():
+    """What every build needs: a patched upstream/ and OpenBLAS."""
+    worktree.ensure(HERE)
+    openblas.set_environment(ROOT / ".openblas")
+
+
+def use_build(ctx, build_dir="build", no_build=False):
+    """Build, and put the result on the PYTHONPATH of what runs next."""
+    if not no_build:
+        ctx.invoke(build, build_dir=build_dir)
+    if build_dir == "build-sanitize":
+        library = subprocess.check_output(
+            ["gcc", "-print-file-name=libasan.so"], text=True
+        )
+        os.environ["LD_PRELOAD"] = library.strip()
+        os.environ["ASAN_OPTIONS"] = "detect_leaks=0"
+        os.environ["PYTHONMALLOC"] = "malloc"
+    return meson._set_pythonpath(build_dir, quiet=True)
+
+
+def run_command(*arguments):
+    """Show and run a command; exit when it fails."""
+    run([str(argument) for argument in arguments])
+
+
+def run_python(*arguments, cwd=None):
+    """Run Python, without the current directory on its path, and exit with it."""
+    result = subprocess.run([sys.executable, "-P", *map(str, arguments)], cwd=cwd)
+    raise SystemExit(result.returncode)
+
+
+@variant_options
+@spin.util.extend_command(meson.build, doc="", remove_args=("gcov",))
+@readable_errors
+def build(*, parent_callback, variant, build_dir, meson_args=(), **kwargs):
+    """🔧 Fetch and patch NumPy where needed, build, install
+
+    Into build/ and build-install/; other directories with -C, --debug and
+    --sanitize. MESON_ARGS go to `meson setup`: spin build -- -Db_coverage=true
+    """
+    build_dir = variant or build_dir
+    prepare()
+    try:
+        parent_callback(
+            build_dir=build_dir,
+            meson_args=(*setup_arguments(build_dir), *meson_args),
+            meson_compile_args=compile_arguments(),
+            **kwargs,
+        )
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command(context_settings=PASS_ON)
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@variant_options
+@meson.build_dir_option
+@click.option("--no-build", is_flag=True, help="Use the build as it is.")
+@click.pass_context
+def test(ctx, pytest_args, variant, build_dir, no_build):
+    """🧪 Run our tests, tests/
+
+    PYTEST_ARGS go to pytest: spin test tests/tools -k series -x
+    """
+    use_build(ctx, variant or build_dir, no_build)
+    run_python("-m", "pytest", *pytest_args, cwd=ROOT)
+
+
+@click.command(context_settings=PASS_ON)
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--deferred", is_flag=True, help="With deferral on, also of tiny arrays.")
+@click.option("--stock", "on_stock", is_flag=True, help="On stock NumPy (spin stock).")
+@variant_options
+@meson.build_dir_option
+@click.option("--no-build", is_flag=True, help="Use the build as it is.")
+@click.option("-j", "jobs", default="2", show_default=True, help="Parallel jobs.")
+@click.pass_context
+def upstream_tests(
+    ctx, pytest_args, deferred, on_stock, variant, build_dir, no_build, jobs
+):
+    """🧪 Run NumPy's own tests
+
+    Without f2py and the slow ones; deferral is off, but with --deferred.
+    Fails when a test fails that tests/upstream/expected-failures.toml does not
+    list, and when one that it lists passes.
+    """
+    if on_stock:
+        ctx.invoke(stock)
+        site_packages = stock_site_packages()
+        os.environ["PYTHONPATH"] = str(site_packages)
+    else:
+        site_packages = Path(use_build(ctx, variant or build_dir, no_build))
+    os.environ["NUMPY_DEFERRED"] = "1" if deferred else "0"
+    if deferred:
+        os.environ["NUMPY_DEFERRED_MIN_BYTES"] = "0"
+    os.environ["PYTHONPATH"] += os.pathsep + str(ROOT / "tests" / "upstream")
+    options = [
+        *("-c", ROOT / "upstream" / "pytest.ini", f"--rootdir={site_packages}"),
+        *("-p", "expected_failures", "--deferral", "on" if deferred else "off"),
+        *("-p", "no:cacheprovider", "-q", "-rfE", "-n", jobs, "-m", "not slow"),
+        f"--ignore={site_packages / 'numpy' / 'f2py'}",
+    ]
+    tests = pytest_args or ["--pyargs", "numpy"]
+    with tempfile.TemporaryDirectory() as directory:
+        run_python("-m", "pytest", *options, *tests, cwd=directory)
+
+
+@click.command()
+@readable_errors
+def stock():
+    """🔧 Build stock NumPy
+
+    With the same options, into build-stock/.
+    For comparisons: `spin bench overhead`, `spin upstream-tests --stock`.
+    """
+    prepare()
+    pin = HERE.pin
+    if (STOCK / pin["sha256"]).exists():
+        return
+    archive = sdist.get(HERE)
+    source = STOCK / pin["sdist"].removesuffix(".tar.gz")
+    if not source.exists():
+        STOCK.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=STOCK) as directory:
+            sdist.unpack(archive, Path(directory, "numpy")).rename(source)
+    vendored = source / "vendored-meson" / "meson" / "meson.py"
+    run_meson = functools.partial(run_command, sys.executable, vendored)
+    build_dir = STOCK / "build"
+    if not (build_dir / "build.ninja").exists():
+        # GCC's warnings of its own headers are half a million lines.
+        quiet = "-Dwarning_level=0"
+        arguments = ["--prefix=/usr", quiet, *setup_arguments("build")]
+        run_meson("setup", build_dir, source, *arguments)
+    run_meson("compile", "-C", build_dir, *compile_arguments())
+    destination = f"--destdir={build_dir}-install"
+    run_meson("install", "--quiet", "--no-rebuild", "-C", build_dir, destination)
+    (STOCK / pin["sha256"]).touch()
+
+
+def stock_site_packages():
+    return Path(meson._get_site_packages(str(STOCK / "build")))
+
+
+@click.command()
+@readable_errors
+def wheel():
+    """📦 Build the wheel and prove it
+
+    It lands in dist/, and is imported in an empty environment.
+    """
+    options = ["--no-isolation", "-Cbuild-dir=build-wheel", "--outdir=dist"]
+    run_command(sys.executable, "-m", "build", "--wheel", *options)
+    newest = max(ROOT.glob("dist/numpy-*.whl"), key=lambda path: path.stat().st_mtime)
+    say(f"importing {newest.relative_to(ROOT)} in an empty environment")
+    with tempfile.TemporaryDirectory() as directory:
+        venv.create(directory, with_pip=True)
+        python = Path(directory, "bin", "python")
+        os.environ.pop("PYTHONPATH", None)
+        run_command(python, "-m", "pip", "install", "--quiet", "--no-index", newest)
+        code = "import numpy; numpy.show_config(); print(numpy.__version__)"
+        run_command(python, "-I", "-c", code)
+
+
+@click.command(context_settings=PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def demo(ctx, arguments):
+    """🎬 Run the main job, benchmarks/demo.py"""
+    run_benchmark(ctx, ROOT / "benchmarks" / "demo.py", arguments)
+
+
+@click.command(context_settings=PASS_ON)
+@click.argument("name", required=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(ctx, name, arguments):
+    """🚀 Run benchmarks/bench_NAME.py
+
+    Without NAME, list them.
+
+    NUMPY_STOCK is set to where stock NumPy lies for those that compare with it.
+    """
+    if name is None:
+        for path in sorted(ROOT.glob("benchmarks/bench_*.py")):
+            print(path.stem.removeprefix("bench_"))
+        return
+    if name == "overhead":
+        ctx.invoke(stock)
+        os.environ["NUMPY_STOCK"] = str(stock_site_packages())
+    run_benchmark(ctx, ROOT / "benchmarks" / f"bench_{name}.py", arguments)
+
+
+def run_benchmark(ctx, path, arguments):
+    if not path.exists():
+        raise click.ClickException(f"there is no {path.relative_to(ROOT)} yet")
+    use_build(ctx)
+    run_python(path, *arguments)
+
+
+@click.command(context_settings=PASS_ON)
+@click.argument("sphinx_args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def docs(ctx, sphinx_args):
+    """📖 Build the documentation
+
+    From doc/ into build-docs/; warnings are errors.
+    """
+    use_build(ctx)
+    run_python("-m", "sphinx", "-W", "--keep-going", *sphinx_args, "doc", "build-docs")
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Put right what can be, instead.")
+@readable_errors
+def lint(fix):
+    """🧹 Run ruff, clang-format and the patch check
+
+    clang-format with NumPy's own style, on our C only.
+    """
+    worktree.ensure(HERE)
+    sources = sorted(str(p) for p in (ROOT / "numpy_deferred/src").glob("*.[ch]"))
+    style = f"--style=file:{HERE.upstream / '.clang-format'}"
+    c_options = ["-i"] if fix else ["--dry-run", "-Werror"]
+    commands = [
+        ["ruff", "check", *(["--fix"] if fix else [])],
+        ["ruff", "format", *([] if fix else ["--check"])],
+        ["clang-format", style, *c_options, *sources],
+    ]
+    bad = [cmd for cmd in commands if run(cmd, sys_exit=False, echo=False).returncode]
+    found = check.problems(HERE)
+    for problem in found:
+        click.secho(problem, fg="red")
+    if bad or found:
+        raise click.ClickException("not clean; `spin lint --fix` puts formatting right")
+    print("ruff, clang-format and the patches are fine")
+
+
+@click.group()
+def patches():
+    """🩹 Import, export, check the patches
+
+    patches/README.md says how to work with them.
+    """
+
+
+@patches.command("import")
+@readable_errors
+def import_():
+    """Make upstream/ hold NumPy with patches/ applied."""
+    if not worktree.ensure(HERE):
+        print("upstream/ holds these patches already")
+
+
+@patches.command()
+@readable_errors
+def export():
+    """Write the commits of upstream/ to patches/."""
+    for patch in worktree.export(HERE):
+        print(patch.name)
+
+
+@patches.command()
+@click.argument("name")
+@readable_errors
+def fold(name):
+    """Make upstream/'s uncommitted edits part of the patch NAME, and export.
+
+    What is staged in upstream/ is taken; every edit, when nothing is.
+    """
+    worktree.fold(HERE, Path(name).name)
+    worktree.export(HERE)
+
+
+@patches.command("check")
+@readable_errors
+def check_():
+    """Check every patch and that the series applies; print its size."""
+    found = check.problems(HERE)
+    for problem in found:
+        click.secho(problem, fg="red")
+    if found:
+        raise click.ClickException(f"{len(found)} problem(s) in patches/")
+    counts = check.line_counts(HERE, series.read(HERE))
+    for file, (added, removed) in sorted(counts.items()):
+        print(f"{added:+6d} {-removed:+6d}  {file}")
+    added, removed = map(sum, zip(*counts.values(), strict=True))
+    print(f"{added:+6d} {-removed:+6d}  in {len(counts)} files")
