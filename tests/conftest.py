@@ -1,0 +1,30 @@
+"""Fixtures of all tests."""
+import gc
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """A test leaves no array pending, and the states as they were."""
+    pending = np.deferred.stats()["pending"]
+    state, errors = np.getdeferred(), np.geterr()
+    yield
+    if np.deferred.stats()["pending"] != pending:
+        gc.collect()
+    assert np.deferred.stats()["pending"] == pending
+    assert np.getdeferred() is state
+    assert np.geterr() == errors
+
+
+@pytest.fixture
+def deferred():
+    """The test runs with deferral on."""
+    with np.deferredstate(True):
+        yield
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(2010)

@@ -1,0 +1,210 @@
+"""
+Every ufunc, every loop, every layout: the bits of eager NumPy.
+
+The cases come from `ufunc.types` of all ufuncs in the namespace, so that a loop
+added upstream is tested the day the source is updated.
+"""
+import numpy as np
+import pytest
+
+from helpers.compare import comparison
+from helpers.counting import counted
+from helpers.layouts import LENGTHS, arrangements, operand, strided
+from helpers.loops import ELEMENTWISE, ELEMENTWISE_UFUNCS, LOOPS, OTHERS
+from helpers.values import NUMERIC
+
+FEW_LENGTHS = (1, 65, 1025, 4097)
+each_loop = pytest.mark.parametrize("loop", ELEMENTWISE, ids=str)
+
+
+def produce(array):
+    """The same values from a deferred array, if it can be one."""
+    return np.maximum(array, array) if np.ndim(array) else array
+
+
+def consume(result, operands):
+    """Two operations that share `result`, with a cast where types differ."""
+    return np.add(np.maximum(result, operands[0]), result)
+
+
+def single(ufunc, operands):
+    return ufunc(*operands)
+
+
+def consumed(ufunc, operands):
+    return consume(ufunc(*operands), operands)
+
+
+def fed(ufunc, operands):
+    return ufunc(*map(produce, operands))
+
+
+def amid(ufunc, operands):
+    return consume(fed(ufunc, operands), operands)
+
+
+def count_pending(function, ufunc, operands):
+    """How many arrays were captured by a call, whether or not it raised."""
+    with counted() as counters, np.deferredstate(True):
+        try:
+            function(ufunc, operands)
+        except (TypeError, OverflowError, FloatingPointError, ValueError):
+            return None
+    return counters.captured
+
+
+def compare(loop, function, ncaptured, lengths, **errors):
+    """All arrangements; `ncaptured` operations must have been deferred."""
+    with comparison() as compared, np.errstate(**errors):
+        for name, operands in arrangements(loop.inputs, lengths):
+            outcome = compared.same(name, function, loop.ufunc, operands)
+            if outcome.error is None and outcome.results[0].kind is np.ndarray:
+                captured = count_pending(function, loop.ufunc, operands)
+                expected = ncaptured(operands)
+                compared.check(f"{name}: captured {captured}, not {expected}",
+                               captured == expected)
+
+
+def count_arrays(operands):
+    return sum(np.ndim(op) != 0 for op in operands)
+
+
+@each_loop
+def test_single(loop):
+    compare(loop, single, lambda ops: 1, LENGTHS, all="ignore")
+
+
+@each_loop
+def test_consumed(loop):
+    compare(loop, consumed, lambda ops: 3, FEW_LENGTHS, all="ignore")
+
+
+@each_loop
+def test_fed(loop):
+    compare(loop, fed, lambda ops: 1 + count_arrays(ops), FEW_LENGTHS, all="ignore")
+
+
+@each_loop
+def test_amid(loop):
+    compare(loop, amid, lambda ops: 3 + count_arrays(ops), FEW_LENGTHS, all="ignore")
+
+
+@pytest.mark.parametrize("error", ["warn", "raise"])
+@each_loop
+def test_errors(loop, error):
+    with comparison() as compared, np.errstate(all=error):
+        for n in (7, 4097):
+            operands = [operand(char, (n,), i) for i, char in enumerate(loop.inputs)]
+            views = [operand(char, (n,), i, strided)
+                     for i, char in enumerate(loop.inputs)]
+            for function in (single, consumed, fed, amid):
+                name = f"{function.__name__}-{n}"
+                compared.same(name, function, loop.ufunc, operands)
+                compared.same(f"{name}-strided", function, loop.ufunc, views)
+
+
+@each_loop
+def test_exact_loop(loop):
+    """`signature=` selects loops that plain calls never reach."""
+    def call(ufunc, operands):
+        return ufunc(*operands, signature=loop.types)
+
+    with comparison() as compared, np.errstate(all="ignore"):
+        for name, operands in arrangements(loop.inputs, lengths=(1, 4097)):
+            compared.same(name, call, loop.ufunc, operands)
+
+
+def outputs(shape, char):
+    """Destinations: alike, strided, reversed, Fortran order, and wider types."""
+    wider = {"c": "G", "b": "d"}.get(np.dtype(char).kind, "g")
+    room = np.zeros(tuple(2 * n for n in shape), char)
+    every_second = (slice(None, None, 2),) * len(shape)
+    yield "alike", np.zeros(shape, char)
+    yield "strided", room[every_second]
+    yield "reversed", np.zeros(shape, char)[(slice(None, None, -1),) * len(shape)]
+    yield "fortran", np.zeros(shape, char, order="F")
+    yield "swapped", np.zeros(shape, np.dtype(char).newbyteorder())
+    yield "wider", np.zeros(shape, wider)
+    yield "narrower", np.zeros(shape, "e" if char in "fdg" else char)
+
+
+def out_argument(ufunc, operands, destination):
+    return ufunc(*map(produce, operands), out=destination)
+
+
+def assignment(ufunc, operands, destination):
+    destination[...] = fed(ufunc, operands)
+    return destination
+
+
+def copyto(ufunc, operands, destination):
+    np.copyto(destination, fed(ufunc, operands), casting="unsafe")
+    return destination
+
+
+def astype(ufunc, operands, destination):
+    return fed(ufunc, operands).astype(destination.dtype)
+
+
+@pytest.mark.parametrize("way", [out_argument, assignment, copyto, astype],
+                         ids=lambda way: way.__name__)
+@each_loop
+def test_destination(loop, way):
+    def call(operands, destination):
+        destination[...] = 0
+        return way(loop.ufunc, operands, destination)
+
+    with comparison() as compared, np.errstate(all="ignore"):
+        for shape in [(1300,), (13, 12)]:
+            operands = [operand(char, shape, i) for i, char in enumerate(loop.inputs)]
+            for name, destination in outputs(shape, loop.output):
+                compared.same(f"{name}-{shape}", call, operands, destination)
+
+
+@each_loop
+def test_in_place(loop):
+    """The first operand is the destination too."""
+    def call(operands, step):
+        first = operands[0].copy()[::step]
+        rest = [produce(op)[::step] for op in operands[1:]]
+        return loop.ufunc(first, *rest, out=first)
+
+    def shifted(operands):
+        memory = operands[0].copy()
+        rest = [produce(op[:-1]) for op in operands[1:]]
+        return loop.ufunc(produce(memory[:-1]), *rest, out=memory[1:]), memory
+
+    with comparison() as compared, np.errstate(all="ignore"):
+        operands = [operand(char, (1300,), i) for i, char in enumerate(loop.inputs)]
+        for step in (1, 2, -1):
+            compared.same(f"step {step}", call, operands, step)
+        compared.same("shifted", shifted, operands)
+
+
+@pytest.mark.parametrize("ufunc", ELEMENTWISE_UFUNCS, ids=lambda u: u.__name__)
+def test_mixed_dtypes(ufunc):
+    """All combinations of input dtypes, so with all the casts there are."""
+    chars = [NUMERIC] if ufunc.nin == 1 else [NUMERIC, NUMERIC]
+    with comparison() as compared, np.errstate(all="ignore"):
+        for types in np.array(np.meshgrid(*map(list, chars))).reshape(ufunc.nin, -1).T:
+            operands = [operand(char, (70,), i) for i, char in enumerate(types)]
+            for function in (single, amid):
+                compared.same("".join(types), function, ufunc, operands)
+
+
+@pytest.mark.parametrize("loop", OTHERS, ids=str)
+def test_not_elementwise(loop):
+    """Two outputs, or core dimensions: run at once, on calculated inputs."""
+    core = loop.ufunc.signature is not None
+    with comparison() as compared, np.errstate(all="ignore"):
+        for shape in [(5, 5)] if core else [(70,), (9, 17)]:
+            operands = [operand(char, shape, i) for i, char in enumerate(loop.inputs)]
+            compared.same(f"single-{shape}", single, loop.ufunc, operands)
+            compared.same(f"fed-{shape}", fed, loop.ufunc, operands)
+
+
+def test_the_cases_are_there():
+    """The table is made, not written: it must not come out empty by mistake."""
+    assert len(ELEMENTWISE_UFUNCS) >= 80
+    assert len(ELEMENTWISE) >= 900
+    assert set("".join(loop.types for loop in LOOPS)) == set(NUMERIC) | set("->")
