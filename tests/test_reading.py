@@ -76,7 +76,8 @@ def failing():
 #: These look at no value of their argument.
 BLIND = {"__dlpack_device__", "ones_like", "zeros_like", "can_cast", "result_type",
          "common_type", "isscalar", "iscomplexobj", "ravel_multi_index",
-         "__array_wrap__", "sizeof", "ctypes shape", "dtype"}
+         "__array_wrap__", "imag", "isreal", "sizeof",
+         "ctypes shape"}
 #: CPython replaces the error of the buffer protocol by one of its own here.
 REPLACED = {"bytes.join"}
 
@@ -118,8 +119,7 @@ def test_warnings_surface(name):
         with np.errstate(all="warn"):
             x = a / np.array([1.0] * 11 + [0.0])
         with np.errstate(all="ignore"):
-            x = np.minimum(x, 10)
-        return x
+            return np.minimum(x, 10)
 
     with np.errstate(all="ignore"):
         with np.deferredstate(False):

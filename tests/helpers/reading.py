@@ -254,7 +254,6 @@ VECTOR = {
     "newbyteorder": lambda a: a.view(a.dtype.newbyteorder()),
     "resize function": lambda a: np.resize(a, 20),
     "resize method": lambda a: (a.resize(20, refcheck=False), a)[1],
-    "dtype =": lambda a: a.view("u8"),
     # new arrays
     "asarray": np.asarray,
     "array": np.array,

@@ -7,6 +7,7 @@ import sys
 import tarfile
 
 import pytest
+
 from deferred_tools import series, worktree
 from deferred_tools.git import Git
 from deferred_tools.project import HERE, Project

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy
 import pytest
-from deferred_tools import backend
 from numpy._core import _multiarray_umath
 from packaging.requirements import Requirement
+
+from deferred_tools import backend
 
 
 def pins(path):

@@ -1,6 +1,7 @@
 """`spin patches check` finds what is wrong with a series."""
 
 import pytest
+
 from deferred_tools import check, series, worktree
 
 pytestmark = pytest.mark.usefixtures("leftovers")

@@ -8,6 +8,7 @@ import tomllib
 import numpy
 import pyproject_metadata
 import pytest
+
 from deferred_tools import worktree
 
 

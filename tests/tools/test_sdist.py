@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+
 from deferred_tools import sdist, worktree
 from deferred_tools.project import ToolError
 

@@ -1,6 +1,7 @@
 """The form of a patch file."""
 
 import pytest
+
 from deferred_tools import series
 from deferred_tools.project import ToolError
 

@@ -1,6 +1,7 @@
 """upstream/: making it, importing, exporting, folding, and losing nothing."""
 
 import pytest
+
 from deferred_tools import series, worktree
 from deferred_tools.project import ToolError
 
