@@ -21,6 +21,7 @@
 #include "templ_common.h"
 #include "ctors.h"
 #include "legacy_array_method.h"
+#include "number.h"
 #include "numpy/npy_math.h"
 #include "ufunc_object.h"
 
@@ -68,6 +69,30 @@ casts_are_valid(const ufunc_call *call, NPY_CASTING casting)
     return 1;
 }
 
+/*
+ * Whether the loop raises an exception that depends on values: the power of
+ * signed integers does for negative exponents.  It is run at once, so that the
+ * exception comes where it did, but for an exponent that is known.
+ */
+static int
+raises_by_value(const ufunc_call *call)
+{
+    if ((PyObject *)call->ufunc != n_ops.power ||
+        !PyTypeNum_ISSIGNED(call->descrs[0]->type_num) ||
+        !PyTypeNum_ISINTEGER(call->descrs[0]->type_num)) {
+        return 0;
+    }
+    PyArrayObject *exponent = call->op[1];
+    if (PyArray_NDIM(exponent) != 0 || !PyArray_ISINTEGER(exponent)) {
+        return 1;
+    }
+    PyObject *value = PyArray_GETITEM(exponent, PyArray_BYTES(exponent));
+    npy_longlong number = value == NULL ? -1 : PyLong_AsLongLong(value);
+    Py_XDECREF(value);
+    PyErr_Clear();
+    return number < 0;
+}
+
 /* Whether the operation is one that plans can run. */
 static int
 is_plannable(const ufunc_call *call, NPY_CASTING casting)
@@ -90,7 +115,7 @@ is_plannable(const ufunc_call *call, NPY_CASTING casting)
             return 0;
         }
     }
-    return casts_are_valid(call, casting);
+    return casts_are_valid(call, casting) && !raises_by_value(call);
 }
 
 /* Whether nobody can change the input before it is read. */

@@ -123,18 +123,13 @@ npy_deferred_view_flags(int flags)
 }
 
 /*
- * What `ndarray.flags` shows: an operand is as writeable as eager NumPy's, and
- * the private flags are left out.
+ * The value of `ndarray.flags`, as eager NumPy has it: an operand is as
+ * writeable as it was, and of deferral nothing shows.
  */
 static inline int
 npy_deferred_visible_flags(PyArrayObject *arr)
 {
-    int flags = ((PyArrayObject_fields *)arr)->flags;
-    if (flags & NPY_ARRAY_DEFERRED_WASWRITEABLE) {
-        flags |= NPY_ARRAY_WRITEABLE;
-    }
-    return flags &
-           ~(NPY_ARRAY_DEFERRED_TRACKED | NPY_ARRAY_DEFERRED_EXPOSED);
+    return npy_deferred_view_flags(((PyArrayObject_fields *)arr)->flags);
 }
 
 /* Called by array_dealloc for a deferred array: drops its node. */
