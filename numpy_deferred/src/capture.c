@@ -20,6 +20,7 @@
 #include "convert_datatype.h"
 #include "templ_common.h"
 #include "ctors.h"
+#include "dtypemeta.h"
 #include "legacy_array_method.h"
 #include "number.h"
 #include "numpy/npy_math.h"
