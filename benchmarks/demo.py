@@ -74,9 +74,8 @@ def f(x):
 
 
 def g(x):
-    fx = x.copy()
-    fx -= 3
-    fx *= x
+    fx = x**2
+    fx -= 3*x
     fx += 4
     return fx
 
@@ -123,7 +122,7 @@ def cases(n, side):
              nep_three_assignments),
         Case("000", "a = b*c + d*e", vectors("bcde", n), two_products),
         Case("002", "f(x) = x**2 - 3*x + 4", vectors("x", n), f),
-        Case("002", "g(x), by hand in place", vectors("x", n), g),
+        Case("002", "g(x), in place by hand", vectors("x", n), g),
         Case("002", f"R, ogrid {dots}", open_axes(side), grid),
         Case("002", f"R, mgrid {dots}", dense_axes(side), grid),
         Case("003", "10 times a += b*i", vectors("ab", n), accumulate),

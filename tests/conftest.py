@@ -26,5 +26,12 @@ def deferred():
 
 
 @pytest.fixture
+def raising():
+    """Floating-point errors raise exceptions, whenever they come."""
+    with np.errstate(all="raise"):
+        yield
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(2010)
