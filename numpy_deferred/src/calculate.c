@@ -31,26 +31,18 @@
 
 extern PyObject *PyDataMem_DefaultHandler;
 
-static int
-fill(PyArrayObject *arr, npy_deferred_node *node, void *memory,
-     npy_deferred_errors *errors)
-{
-    errors->n = 0;
-    PyArrayObject *out = npy_deferred_array_over(arr, memory);
-    if (out == NULL) {
-        return -1;
-    }
-    int result = npy_deferred_evaluate(node, out, NPY_DEFERRED_FRESH, errors);
-    Py_DECREF(out);
-    return result;
-}
-
 /* Fills `memory`, then reports; see above for `computed`. */
 static int
 fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
 {
     npy_deferred_errors errors;
-    int result = fill(arr, node, *memory, &errors);
+    errors.n = 0;
+    PyArrayObject *out = npy_deferred_array_over(arr, *memory);
+    if (out == NULL) {
+        return -1;
+    }
+    int result = npy_deferred_evaluate(node, out, NPY_DEFERRED_FRESH, &errors);
+    Py_DECREF(out);
     if (result < 0 || errors.n == 0) {
         return result;
     }
@@ -165,23 +157,17 @@ report_touch(PyArrayObject *arr)
 #endif
 }
 
-/* As npy_deferred_calculate_node, but floating-point errors are dropped. */
-static int
-calculate_quietly(PyArrayObject *arr)
+/* Give an array memory without its values, as an exception tells that. */
+static void
+give_up(PyArrayObject *arr)
 {
-    npy_deferred_errors errors;
-    npy_intp nbytes = PyArray_NBYTES(arr);
-    void *memory = PyDataMem_UserNEW(nbytes, PyDataMem_DefaultHandler);
+    void *memory = PyDataMem_UserNEW_ZEROED(PyArray_NBYTES(arr), 1,
+                                            PyDataMem_DefaultHandler);
     if (memory == NULL) {
-        return -1;
+        Py_FatalError("numpy: no memory to calculate a deferred array where "
+                      "NumPy has no way to raise an error");
     }
-    if (fill(arr, npy_deferred_node_of(arr), memory, &errors) < 0) {
-        PyDataMem_UserFREE(memory, nbytes, PyDataMem_DefaultHandler);
-        return -1;
-    }
-    npy_deferred_errors_clear(&errors);
     npy_deferred_commit(arr, memory);
-    return 0;
 }
 
 /*
@@ -207,10 +193,12 @@ npy_deferred_data_needed(PyArrayObject *arr)
             PyErr_Fetch(&type, &value, &traceback);
         }
         PyErr_Clear();
-        if (npy_deferred_is(arr) && calculate_quietly(arr) < 0) {
-            Py_FatalError("numpy: no memory to calculate a deferred array "
-                          "where NumPy has no way to raise an error");
+        int reporting = npy_deferred_set_reporting(0);
+        if (npy_deferred_calculate(arr) < 0) {
+            PyErr_Clear();
+            give_up(arr);
         }
+        npy_deferred_set_reporting(reporting);
     }
     PyErr_Restore(type, value, traceback);
     PyGILState_Release(gil);

@@ -186,9 +186,6 @@ npy_deferred_node_decref(npy_deferred_node *node);
 /* Steals `memory`: `array` is regular from here on. */
 NPY_NO_EXPORT void
 npy_deferred_commit(PyArrayObject *array, void *memory);
-/* Calculate all pending arrays, newest first; see calculate.c for errors. */
-NPY_NO_EXPORT int
-npy_deferred_calculate_all(void);
 /* A number no traversal has had before, for node->visited. */
 NPY_NO_EXPORT npy_uint64
 npy_deferred_new_visit(void);
@@ -372,6 +369,9 @@ NPY_NO_EXPORT int
 npy_deferred_report(npy_deferred_errors *errors);
 NPY_NO_EXPORT void
 npy_deferred_errors_clear(npy_deferred_errors *errors);
+/* Whether errors are reported at all.  Returns what it was. */
+NPY_NO_EXPORT int
+npy_deferred_set_reporting(int report);
 /* Fetch the function or object of seterrcall: new reference, or NULL. */
 NPY_NO_EXPORT PyObject *
 npy_deferred_current_errfunc(int *errmask);

@@ -77,6 +77,10 @@ npy_deferred_calculate_object(PyObject *obj)
                    : 0;
 }
 
+/* Calculate all pending arrays, newest first.  Returns 0 or -1. */
+NPY_NO_EXPORT int
+npy_deferred_calculate_all(void);
+
 /*
  * Call before the memory, shape, strides, dtype or flags of an array change:
  * calculates the array itself and all that depends on its memory, and gives

@@ -45,11 +45,21 @@ npy_deferred_mask_may_raise(int errmask)
     return 0;
 }
 
+static int reporting = 1;
+
+NPY_NO_EXPORT int
+npy_deferred_set_reporting(int report)
+{
+    int previous = reporting;
+    reporting = report;
+    return previous;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_report(npy_deferred_errors *errors)
 {
     int result = 0;
-    for (int i = 0; i < errors->n; i++) {
+    for (int i = 0; reporting && i < errors->n; i++) {
         npy_deferred_error *error = &errors->items[i];
         const char *name = error->ufunc == NULL
                                    ? "cast"
