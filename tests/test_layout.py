@@ -1,0 +1,100 @@
+"""The strides of a result are those that eager NumPy would give it."""
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from helpers.compare import assert_same
+
+ORDERS = "KACF"
+
+
+@st.composite
+def arrays_over(draw, shape):
+    """An array of (about) this shape, with any order, step and alignment of axes."""
+    kept = [n if draw(st.integers(0, 4)) else 1 for n in shape]
+    kept = kept[draw(st.integers(0, min(1, len(kept)))):]
+    axes = draw(st.permutations(range(len(kept))))
+    steps = [draw(st.sampled_from([1, 1, 1, 2, -1, -2])) for _ in kept]
+    char = draw(st.sampled_from(["d", "d", "d", "f", "i", "?", ">d", "D", "e"]))
+    room = np.ones([kept[axis] * abs(steps[axis]) for axis in axes], char)
+    ordered = room.transpose(np.argsort(axes))
+    view = ordered[tuple(slice(None, None, step) for step in steps)]
+    if draw(st.booleans()) and view.ndim:
+        axis = draw(st.integers(0, view.ndim - 1))
+        repeated = list(view.shape)
+        repeated[axis] = shape[len(shape) - view.ndim + axis]
+        if view.shape[axis] == 1:
+            view = np.broadcast_to(view, repeated)
+    return view
+
+
+@st.composite
+def operand_lists(draw):
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+    return [draw(arrays_over(shape)) for _ in range(draw(st.integers(1, 3)))]
+
+
+UFUNCS = {1: np.negative, 2: np.add, 3: np.clip}
+
+
+def call(operands, order, chain):
+    operands = [np.negative(op.astype(op.dtype)) if chain and op.dtype.kind == "f"
+                else op for op in operands]
+    ufunc = UFUNCS[len(operands)]
+    if ufunc is np.negative and operands[0].dtype.kind == "b":
+        ufunc = np.logical_not
+    return ufunc(*operands, order=order)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(operands=operand_lists(), order=st.sampled_from(ORDERS), chain=st.booleans())
+def test_random_operands(operands, order, chain):
+    note([op.strides for op in operands])
+    assert_same(call, operands, order, chain)
+    with np.deferredstate(True):
+        result = call(operands, order, chain)
+    assert result.flags.deferred or result.ndim == 0
+
+
+@settings(max_examples=500, deadline=None)
+@given(operands=operand_lists())
+def test_of_deferred_operands(operands):
+    """A deferred operand has the strides by which the next result goes."""
+    def twice():
+        first = call(operands, "K", False)
+        return first, np.logical_not(first), np.add(operands[0], first, order="A")
+
+    assert_same(twice)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(4))))
+def test_permutations(axes, order):
+    a = np.ones((2, 3, 4, 5)).transpose(axes)
+    assert_same(np.add, a, 1)
+    assert_same(lambda: np.add(a, a, order=order))
+    assert_same(lambda: np.add(a, a[:1], order=order))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 5), (5, 1), (3, 1, 4), (1, 3, 1)])
+def test_axes_of_length_one(shape, order):
+    for a in (np.ones(shape), np.ones(shape, order="F"), np.ones(shape)[::-1],
+              np.ones((2, *shape))[1], np.ones(tuple(2 * n for n in shape))[
+                  tuple(slice(None, None, 2) for _ in shape)]):
+        assert_same(lambda a=a: np.add(a, a, order=order))
+        assert_same(lambda a=a: np.negative(a, order=order))
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 31, 32, 33, 63, 64])
+def test_many_axes(ndim):
+    a = np.ones((1,) * (ndim - 1) + (3,))
+    assert_same(lambda: (a + a) * a.T)
+
+
+@pytest.mark.parametrize("shape", [(1 << 45,), (1 << 31, 1 << 31)])
+def test_too_large_for_memory(shape):
+    assert assert_same(lambda: np.broadcast_to(1.0, shape) + 1).error is not None
