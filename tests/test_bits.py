@@ -53,14 +53,29 @@ def count_pending(function, ufunc, operands):
     return counters.captured
 
 
-def compare(loop, function, ncaptured, lengths, **errors):
-    """All arrangements; `ncaptured` operations must have been deferred."""
+def may_wait(loop, operands):
+    """
+    Whether the operation itself is deferred: exceptions for negative exponents
+    of integer powers stay at the call, so these run at once where it may be so.
+    """
+    if loop.ufunc is not np.power or np.result_type(*operands).kind != "i":
+        return True
+    exponent = operands[1]
+    return (np.ndim(exponent) == 0 and np.result_type(exponent).kind in "iu"
+            and exponent >= 0)
+
+
+def compare(loop, function, nothers, lengths, **errors):
+    """
+    All arrangements; the operation and as many others as `nothers` says of the
+    operands must have been deferred.
+    """
     with comparison() as compared, np.errstate(**errors):
         for name, operands in arrangements(loop.inputs, lengths):
             outcome = compared.same(name, function, loop.ufunc, operands)
             if outcome.error is None and outcome.results[0].kind is np.ndarray:
                 captured = count_pending(function, loop.ufunc, operands)
-                expected = ncaptured(operands)
+                expected = nothers(operands) + may_wait(loop, operands)
                 compared.check(f"{name}: captured {captured}, not {expected}",
                                captured == expected)
 
@@ -71,22 +86,22 @@ def count_arrays(operands):
 
 @each_loop
 def test_single(loop):
-    compare(loop, single, lambda ops: 1, LENGTHS, all="ignore")
+    compare(loop, single, lambda ops: 0, LENGTHS, all="ignore")
 
 
 @each_loop
 def test_consumed(loop):
-    compare(loop, consumed, lambda ops: 3, FEW_LENGTHS, all="ignore")
+    compare(loop, consumed, lambda ops: 2, FEW_LENGTHS, all="ignore")
 
 
 @each_loop
 def test_fed(loop):
-    compare(loop, fed, lambda ops: 1 + count_arrays(ops), FEW_LENGTHS, all="ignore")
+    compare(loop, fed, count_arrays, FEW_LENGTHS, all="ignore")
 
 
 @each_loop
 def test_amid(loop):
-    compare(loop, amid, lambda ops: 3 + count_arrays(ops), FEW_LENGTHS, all="ignore")
+    compare(loop, amid, lambda ops: 2 + count_arrays(ops), FEW_LENGTHS, all="ignore")
 
 
 @pytest.mark.parametrize("error", ["warn", "raise"])

@@ -160,11 +160,6 @@ class TestRaise:
             np.add(x, 1, out=y)
         assert y.tolist() == before
 
-    def test_error_of_a_loop(self):
-        """Integer powers raise an exception of their own."""
-        a = np.arange(4)
-        assert_same(lambda: a ** np.array([1, -1, 2, 3]))
-
 
 def assigned(n, size=10):
     a = vector(size)

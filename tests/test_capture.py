@@ -66,6 +66,7 @@ DEFERRED = {
 AT_ONCE = {
     "out=": lambda: np.add(A, 1, out=np.zeros(6)),
     "where=": lambda: np.add(A, 1, out=np.zeros(6), where=A > 2),
+    "power of integers": lambda: np.arange(4) ** np.arange(4),
     "two outputs": lambda: np.divmod(A, 2)[0],
     "two outputs, one operand": lambda: np.frexp(A)[0],
     "core dimensions": lambda: np.matmul(A, A),
@@ -173,6 +174,9 @@ ERRORS = {
     "string": lambda: A + "x",
     "int too large": lambda: np.arange(3, dtype="u1") + 300,
     "int negative": lambda: np.arange(3, dtype="u1") + -1,
+    "negative power": lambda: np.arange(4) ** -1,
+    "negative powers": lambda: np.arange(4) ** np.array([1, -1, 2, 3]),
+    "negative 0-d power": lambda: np.arange(4) ** np.array(-1),
     "out shape": lambda: np.add(A, 1, out=np.zeros(5)),
     "out cast": lambda: np.add(A, 1.5, out=np.zeros(6, int)),
     "out readonly": lambda: np.add(A, 1, out=np.broadcast_to(0.0, 6)),

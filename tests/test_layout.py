@@ -63,6 +63,8 @@ def test_random_operands(operands, order, chain):
 @given(operands=operand_lists())
 def test_of_deferred_operands(operands):
     """A deferred operand has the strides by which the next result goes."""
+    note([op.strides for op in operands])
+
     def twice():
         first = call(operands, "K", False)
         return first, np.logical_not(first), np.add(operands[0], first, order="A")

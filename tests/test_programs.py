@@ -19,9 +19,8 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4000"))
 
 UNARY = [np.negative, np.sqrt, np.absolute, np.sign, np.square, np.exp, np.isnan,
          np.logical_not, np.floor, np.conjugate]
-# No integer powers: their exception comes when the values are needed.
 BINARY = [np.add, np.subtract, np.multiply, np.divide, np.maximum, np.fmin,
-          np.float_power, np.floor_divide, np.remainder, np.greater, np.equal,
+          np.power, np.floor_divide, np.remainder, np.greater, np.equal,
           np.logical_and, np.bitwise_xor, np.left_shift, np.arctan2, np.hypot,
           np.copysign]
 REDUCTIONS = [np.add, np.multiply, np.maximum, np.minimum, np.logical_or]
