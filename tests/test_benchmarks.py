@@ -1,0 +1,55 @@
+"""The benchmarks run, on small arrays, and say what they should."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+#: The directory that NumPy was imported from, for processes that are started.
+SITE_PACKAGES = str(Path(np.__file__).parents[1])
+
+
+def run(name, *arguments):
+    env = dict(os.environ, PYTHONPATH=SITE_PACKAGES)
+    return subprocess.run([sys.executable, BENCHMARKS / name, *map(str, arguments)],
+                          env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_demo():
+    done = run("demo.py", "-n", 20_000, "--side", 20, "--repeats", 2)
+    assert done.returncode == 0, done.stderr
+    assert "Every bit is the same." in done.stdout
+    assert "DIFFER" not in done.stdout
+    for text in ("d is deferred", "a = b*c + d*e", "R, ogrid 20x20x20", "a += b*i"):
+        assert text in done.stdout
+
+
+def test_fresh_needs_no_temporary():
+    done = run("bench_fresh.py", "-n", 1_000_000, "--repeats", 3, "--json")
+    figures = json.loads(done.stdout)
+    assert figures["deferred"]["peak_ratio"] <= 1.1
+    assert figures["eager"]["peak_ratio"] > 1.8
+
+
+def test_overhead_against_itself(tmp_path):
+    """The limit must be met by a build compared with itself, and can be missed."""
+    report = tmp_path / "report.json"
+    arguments = ["--stock", SITE_PACKAGES, "--pairs", 1, "--rounds", 3,
+                 "--json", report]
+    done = run("bench_overhead.py", *arguments, "--limit", 1.5)
+    assert done.returncode == 0, done.stderr + done.stdout
+    figures = json.loads(report.read_text())
+    assert len(figures["rows"]) == 15
+    assert 0.6 < figures["median"] < 1.5
+    assert run("bench_overhead.py", *arguments, "--limit", 0.1).returncode == 1
+
+
+@pytest.mark.parametrize("site", ["", "/nowhere"])
+def test_overhead_without_stock(site):
+    done = run("bench_overhead.py", *(["--stock", site] if site else []))
+    assert done.returncode != 0
+    assert done.stderr
