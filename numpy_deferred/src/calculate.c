@@ -116,6 +116,8 @@ can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
            PyArray_CompareLists(PyArray_DIMS(dst), PyArray_DIMS(src),
                                 PyArray_NDIM(src)) &&
            PyTypeNum_ISNUMBER(PyArray_TYPE(dst)) &&
+           !npy_deferred_drops_imaginary(PyArray_DESCR(src),
+                                         PyArray_DESCR(dst)) &&
            node->nevaluated == 0 && node->computed == NULL &&
            !(casting & NPY_SAME_VALUE_CASTING_FLAG) &&
            PyArray_CanCastTypeTo(PyArray_DESCR(src), PyArray_DESCR(dst),

@@ -111,8 +111,10 @@ is_plannable(const ufunc_call *call, NPY_CASTING casting)
         }
     }
     for (int i = 0; i < ufunc->nin; i++) {
+        PyArray_Descr *given = PyArray_DESCR(call->op[i]);
         if (!PyArray_CheckExact(call->op[i]) ||
-            !PyTypeNum_ISNUMBER(PyArray_TYPE(call->op[i]))) {
+            !PyTypeNum_ISNUMBER(given->type_num) ||
+            npy_deferred_drops_imaginary(given, call->descrs[i])) {
             return 0;
         }
     }
@@ -217,11 +219,12 @@ fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
               NPY_CASTING casting)
 {
     PyArrayObject *out = call->op[call->ufunc->nin];
+    PyArray_Descr *result = call->descrs[call->ufunc->nin];
     if (PyArray_NDIM(out) != layout->ndim ||
         !PyArray_CompareLists(PyArray_DIMS(out), layout->dims, layout->ndim) ||
         !PyTypeNum_ISNUMBER(PyArray_TYPE(out)) ||
-        !PyArray_CanCastTypeTo(call->descrs[call->ufunc->nin],
-                               PyArray_DESCR(out), casting)) {
+        npy_deferred_drops_imaginary(result, PyArray_DESCR(out)) ||
+        !PyArray_CanCastTypeTo(result, PyArray_DESCR(out), casting)) {
         return 0;
     }
     for (int i = 0; i < call->ufunc->nin; i++) {

@@ -148,6 +148,14 @@ npy_deferred_result_layout(int nin, PyArrayObject *const op[],
 NPY_NO_EXPORT int
 npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr);
 
+/* Whether a cast drops imaginary parts, of which eager NumPy warns at once. */
+static inline int
+npy_deferred_drops_imaginary(PyArray_Descr *from, PyArray_Descr *to)
+{
+    return PyTypeNum_ISCOMPLEX(from->type_num) &&
+           !PyTypeNum_ISCOMPLEX(to->type_num);
+}
+
 /* ---- usage.c: counts and marks on operands ---- */
 
 /*
@@ -267,6 +275,9 @@ npy_deferred_walk_close(npy_deferred_walk *walk);
 NPY_NO_EXPORT int
 npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
                            npy_intp strides[]);
+/* np.getbufsize(), which eager NumPy's choice of what to copy depends on. */
+NPY_NO_EXPORT npy_intp
+npy_deferred_buffer_size(void);
 /* New reference to an array of the layout of `like` over foreign memory. */
 NPY_NO_EXPORT PyArrayObject *
 npy_deferred_array_over(PyArrayObject *like, void *memory);

@@ -162,11 +162,23 @@ sort_axes(int nin, PyArrayObject *const op[], const npy_deferred_layout *result,
     }
 }
 
+/*
+ * Whether order='A' means Fortran order.  Eager NumPy asks that after it has
+ * replaced what it can by contiguous copies (`check_for_trivial_loop`).
+ */
 static int
-all_fortran(int nin, PyArrayObject *const op[])
+all_fortran(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[])
 {
+    int copying = 1;
+    npy_intp buffersize = npy_deferred_buffer_size();
     for (int i = 0; i < nin; i++) {
-        if (!PyArray_CHKFLAGS(op[i], NPY_ARRAY_F_CONTIGUOUS)) {
+        int copied = 0;
+        if (copying && !npy_deferred_readable_in_place(op[i], descrs[i])) {
+            copied = PyArray_NDIM(op[i]) <= 1 &&
+                     PyArray_SIZE(op[i]) <= buffersize;
+            copying = copied;
+        }
+        if (!copied && !PyArray_CHKFLAGS(op[i], NPY_ARRAY_F_CONTIGUOUS)) {
             return 0;
         }
     }
@@ -187,7 +199,7 @@ npy_deferred_result_layout(int nin, PyArrayObject *const op[],
     int fortran = trivial != 0 ? trivial == NPY_ARRAY_F_CONTIGUOUS
                                : order == NPY_FORTRANORDER ||
                                          (order == NPY_ANYORDER &&
-                                          all_fortran(nin, op));
+                                          all_fortran(nin, op, descrs));
     if (trivial == 0 && order == NPY_KEEPORDER) {
         sort_axes(nin, op, result, axes);
     }

@@ -55,9 +55,8 @@ npy_deferred_constant_array(npy_deferred_node *node, int i)
             _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
-/* As eager NumPy's buffer size, which its choice of buffers depends on. */
-static npy_intp
-buffer_size(void)
+NPY_NO_EXPORT npy_intp
+npy_deferred_buffer_size(void)
 {
     int size, errmask;
     if (_get_bufsize_errmask(&size, &errmask) < 0) {
@@ -184,15 +183,16 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
                            npy_intp strides[])
 {
     PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 1] = {NULL};
+    /* Not `out` itself: another iterator may be about to write to it. */
     PyArrayObject *result =
             out != NULL
-                    ? (PyArrayObject *)Py_NewRef(out)
+                    ? npy_deferred_array_over(out, PyArray_BYTES(out))
                     : npy_deferred_array_over(node->array,
                                               npy_deferred_guard(1));
     if (result == NULL) {
         return -1;
     }
-    npy_intp buffersize = buffer_size();
+    npy_intp buffersize = npy_deferred_buffer_size();
     int trivial = stand_ins(node, result, buffersize, op);
     int status = trivial < 0 ? -1 : 0;
     if (status == 0 && !(trivial && trivial_strides(node, op, strides))) {
@@ -286,7 +286,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     dtypes[noperands] = PyArray_DESCR(out);
     walk->iter = NpyIter_AdvancedNew(noperands + 1, op, flags, NPY_KEEPORDER,
                                      NPY_NO_CASTING, op_flags, dtypes, -1, NULL,
-                                     NULL, buffer_size());
+                                     NULL, npy_deferred_buffer_size());
     if (walk->iter == NULL) {
         return -1;
     }
