@@ -7,6 +7,7 @@ one ratio a statement per round; new pairs average out what differs from one
 process to the next (addresses, hash seeds).  Fails when the median of the
 statements' median ratios exceeds the limit.
 """
+
 import argparse
 import json
 import os
@@ -40,9 +41,16 @@ def work(expected):
         request = json.loads(line)
         key = request["statement"], request["size"]
         if key not in timers:
-            timers[key] = timeit.Timer(STATEMENTS[key[0]], globals={
-                "add": np.add, "multiply": np.multiply, "asarray": np.asarray,
-                "a": np.ones(key[1]), "b": np.ones(key[1])})
+            timers[key] = timeit.Timer(
+                STATEMENTS[key[0]],
+                globals={
+                    "add": np.add,
+                    "multiply": np.multiply,
+                    "asarray": np.asarray,
+                    "a": np.ones(key[1]),
+                    "b": np.ones(key[1]),
+                },
+            )
         number = request["number"]
         print(timers[key].timeit(number) / number, flush=True)
 
@@ -51,8 +59,9 @@ class Worker:
     def __init__(self, site_packages, deferred):
         env = dict(os.environ, PYTHONPATH=str(site_packages), NUMPY_DEFERRED=deferred)
         command = [sys.executable, __file__, "--work", str(site_packages)]
-        self.process = subprocess.Popen(command, env=env, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def time(self, statement, size, number):
         request = {"statement": statement, "size": size, "number": number}
@@ -103,7 +112,8 @@ def measure(patched_site, stock_site, pairs, rounds, deferred):
 def summarize(key, samples):
     patched, stock = zip(*samples, strict=True)
     return {
-        "statement": key[0], "size": key[1],
+        "statement": key[0],
+        "size": key[1],
         "patched_ns": statistics.median(patched) * 1e9,
         "stock_ns": statistics.median(stock) * 1e9,
         "min_ratio": min(patched) / min(stock),
@@ -112,12 +122,16 @@ def summarize(key, samples):
 
 
 def print_table(rows):
-    print(f"{'statement':<12} {'size':>6} {'stock ns':>9} {'patched ns':>10} "
-          f"{'min ratio':>9} {'median ratio':>12}")
+    print(
+        f"{'statement':<12} {'size':>6} {'stock ns':>9} {'patched ns':>10} "
+        f"{'min ratio':>9} {'median ratio':>12}"
+    )
     for row in rows:
-        print(f"{row['statement']:<12} {row['size']:>6} {row['stock_ns']:>9.1f} "
-              f"{row['patched_ns']:>10.1f} {row['min_ratio']:>9.3f} "
-              f"{row['median_ratio']:>12.3f}")
+        print(
+            f"{row['statement']:<12} {row['size']:>6} {row['stock_ns']:>9.1f} "
+            f"{row['patched_ns']:>10.1f} {row['min_ratio']:>9.3f} "
+            f"{row['median_ratio']:>12.3f}"
+        )
 
 
 def patched_site_packages():
@@ -134,13 +148,21 @@ def pin_to_one_cpu(cpu):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
-    parser.add_argument("--stock", type=Path, default=os.environ.get("NUMPY_STOCK"),
-                        help="site-packages of stock NumPy [NUMPY_STOCK]")
+    parser.add_argument(
+        "--stock",
+        type=Path,
+        default=os.environ.get("NUMPY_STOCK"),
+        help="site-packages of stock NumPy [NUMPY_STOCK]",
+    )
     parser.add_argument("--pairs", type=int, default=10, help="of processes")
     parser.add_argument("--rounds", type=int, default=10, help="a statement and pair")
     parser.add_argument("--limit", type=float, default=1.02)
-    parser.add_argument("--deferred", default="0", choices=["0", "none"],
-                        help="the state in which nothing is deferred")
+    parser.add_argument(
+        "--deferred",
+        default="0",
+        choices=["0", "none"],
+        help="the state in which nothing is deferred",
+    )
     parser.add_argument("--cpu", type=int, help="to run on; the last by default")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -150,8 +172,13 @@ def main():
     if options.stock is None:
         parser.error("give --stock or set NUMPY_STOCK")
     pin_to_one_cpu(options.cpu)
-    results = measure(patched_site_packages(), Path(options.stock).resolve(),
-                      options.pairs, options.rounds, options.deferred)
+    results = measure(
+        patched_site_packages(),
+        Path(options.stock).resolve(),
+        options.pairs,
+        options.rounds,
+        options.deferred,
+    )
     rows = [summarize(key, samples) for key, samples in results.items()]
     median = statistics.median(row["median_ratio"] for row in rows)
     print_table(rows)

@@ -5,6 +5,7 @@ eagerly and deferred on arrays of real sizes.
 For each it shows that the bits are the same, the extra peak memory of both, and
 the time of both.  It fails when any bit differs.
 """
+
 import argparse
 import sys
 from typing import NamedTuple
@@ -37,16 +38,16 @@ def nep_sum(a, b, c, d):
 
 
 def nep_assign(a, b, c, d):
-    d[:] = a*b*c
+    d[:] = a * b * c
     return d
 
 
 def nep_mixed(a, b, c, d):
-    return a+b+c*d
+    return a + b + c * d
 
 
 def nep_overwrite(a, b, c, d):
-    e = a+b+c*d
+    e = a + b + c * d
     d[:] = a
     return e, d
 
@@ -63,19 +64,19 @@ def nep_three_assignments(a, b, c, e, f, g):
 
 
 def two_products(b, c, d, e):
-    return b*c + d*e
+    return b * c + d * e
 
 
 # The NumPy array, 2011 (spec 002).
 
 
 def f(x):
-    return x**2 - 3*x + 4
+    return x**2 - 3 * x + 4
 
 
 def g(x):
     fx = x**2
-    fx -= 3*x
+    fx -= 3 * x
     fx += 4
     return fx
 
@@ -118,8 +119,12 @@ def cases(n, side):
         Case("001", "d[:] = a*b*c", vectors("abcd", n), nep_assign),
         Case("001", "e = a+b+c*d", vectors("abcd", n), nep_mixed),
         Case("001", "e = a+b+c*d; d[:] = a", vectors("abcd", n), nep_overwrite),
-        Case("001", "e[:] = d; f[:] = d; g[:] = d", vectors("abcefg", n),
-             nep_three_assignments),
+        Case(
+            "001",
+            "e[:] = d; f[:] = d; g[:] = d",
+            vectors("abcefg", n),
+            nep_three_assignments,
+        ),
         Case("000", "a = b*c + d*e", vectors("bcde", n), two_products),
         Case("002", "f(x) = x**2 - 3*x + 4", vectors("x", n), f),
         Case("002", "g(x), in place by hand", vectors("x", n), g),
@@ -137,31 +142,49 @@ class Measured(NamedTuple):
 
 
 def measure(case, repeats):
-    eager, deferred = (measuring.run(case.function, case.make(), state)
-                       for state in (False, True))
+    eager, deferred = (
+        measuring.run(case.function, case.make(), state) for state in (False, True)
+    )
     same = measuring.same_bits(deferred, eager)
     nbytes = sum(array.nbytes for array in eager)
     del eager, deferred
     arrays = case.make()
-    calls = [lambda state=state: measuring.run(case.function, arrays, state)
-             for state in (False, True)]
+    calls = [
+        lambda state=state: measuring.run(case.function, arrays, state)
+        for state in (False, True)
+    ]
     peaks = tuple(map(measuring.extra_peak, calls))
     times = tuple(measuring.interleaved_times(calls, repeats))
     return Measured(same, nbytes, peaks, times)
 
 
-HEADER = ["expression", "spec", "bits", "result MB", "extra peak MB", "deferred",
-          "eager ms: min", "median", "deferred ms: min", "median", "speed-up"]
+HEADER = [
+    "expression",
+    "spec",
+    "bits",
+    "result MB",
+    "extra peak MB",
+    "deferred",
+    "eager ms: min",
+    "median",
+    "deferred ms: min",
+    "median",
+    "speed-up",
+]
 
 
 def row(case, measured):
     eager, deferred = measured.times
     return [
-        case.text, case.source, "same" if measured.same else "DIFFER",
+        case.text,
+        case.source,
+        "same" if measured.same else "DIFFER",
         megabytes(measured.result_bytes),
         *(megabytes(peak.bytes) for peak in measured.peaks),
-        milliseconds(eager.min), milliseconds(eager.median),
-        milliseconds(deferred.min), milliseconds(deferred.median),
+        milliseconds(eager.min),
+        milliseconds(eager.median),
+        milliseconds(deferred.min),
+        milliseconds(deferred.median),
         f"{eager.median / deferred.median:.2f}",
     ]
 
@@ -185,8 +208,11 @@ def show_transcript(n):
     with np.deferredstate(True):
         for line in lines:
             exec(line, {}, names)
-            notes = [f"{name} is {describe(array)}"
-                     for name, array in names.items() if describe(array)]
+            notes = [
+                f"{name} is {describe(array)}"
+                for name, array in names.items()
+                if describe(array)
+            ]
             print(f"    {line}".ljust(width), "#", "; ".join(notes) or "all regular")
 
 
@@ -204,10 +230,12 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     show_transcript(options.n)
-    print(f"\nVectors of {options.n:,} doubles; both ways take turns, "
-          f"{options.repeats} times.\n"
-          "Extra peak: the highest resident size during the call, less that "
-          "before it.\n")
+    print(
+        f"\nVectors of {options.n:,} doubles; both ways take turns, "
+        f"{options.repeats} times.\n"
+        "Extra peak: the highest resident size during the call, less that "
+        "before it.\n"
+    )
     rows, same = [], True
     for case in cases(options.n, options.side):
         print(f"measuring {case.text}", file=sys.stderr)

@@ -7,6 +7,7 @@ kernel gave: the highest resident size during the call (VmHWM, reset through
 /proc/self/clear_refs) less the resident size before it.  Memory that was
 reserved but never touched does not count in the second.
 """
+
 import ctypes
 import gc
 import statistics
@@ -118,7 +119,8 @@ def same_bits(results, expected):
     return len(results) == len(expected) and all(
         (a.dtype, a.shape, a.strides) == (b.dtype, b.shape, b.strides)
         and a.tobytes() == b.tobytes()
-        for a, b in zip(results, expected, strict=True))
+        for a, b in zip(results, expected, strict=True)
+    )
 
 
 def print_table(header, rows):

@@ -1,4 +1,5 @@
 """Fixtures of all tests."""
+
 import gc
 
 import numpy as np

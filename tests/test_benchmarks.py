@@ -1,4 +1,5 @@
 """The benchmarks run, on small arrays, and say what they should."""
+
 import json
 import os
 import subprocess
@@ -15,8 +16,13 @@ SITE_PACKAGES = str(Path(np.__file__).parents[1])
 
 def run(name, *arguments):
     env = dict(os.environ, PYTHONPATH=SITE_PACKAGES)
-    return subprocess.run([sys.executable, BENCHMARKS / name, *map(str, arguments)],
-                          env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / name, *map(str, arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_demo():
@@ -38,8 +44,16 @@ def test_fresh_needs_no_temporary():
 def test_overhead_against_itself(tmp_path):
     """The limit must be met by a build compared with itself, and can be missed."""
     report = tmp_path / "report.json"
-    arguments = ["--stock", SITE_PACKAGES, "--pairs", 1, "--rounds", 3,
-                 "--json", report]
+    arguments = [
+        "--stock",
+        SITE_PACKAGES,
+        "--pairs",
+        1,
+        "--rounds",
+        3,
+        "--json",
+        report,
+    ]
     done = run("bench_overhead.py", *arguments, "--limit", 1.5)
     assert done.returncode == 0, done.stderr + done.stdout
     figures = json.loads(report.read_text())

@@ -4,6 +4,7 @@ Every ufunc, every loop, every layout: the bits of eager NumPy.
 The cases come from `ufunc.types` of all ufuncs in the namespace, so that a loop
 added upstream is tested the day the source is updated.
 """
+
 import numpy as np
 import pytest
 
@@ -61,8 +62,11 @@ def may_wait(loop, operands):
     if loop.ufunc is not np.power or np.result_type(*operands).kind != "i":
         return True
     exponent = operands[1]
-    return (np.ndim(exponent) == 0 and np.result_type(exponent).kind in "iu"
-            and exponent >= 0)
+    return (
+        np.ndim(exponent) == 0
+        and np.result_type(exponent).kind in "iu"
+        and exponent >= 0
+    )
 
 
 def compare(loop, function, nothers, lengths, **errors):
@@ -76,8 +80,9 @@ def compare(loop, function, nothers, lengths, **errors):
             if outcome.error is None and outcome.results[0].kind is np.ndarray:
                 captured = count_pending(function, loop.ufunc, operands)
                 expected = nothers(operands) + may_wait(loop, operands)
-                compared.check(f"{name}: captured {captured}, not {expected}",
-                               captured == expected)
+                compared.check(
+                    f"{name}: captured {captured}, not {expected}", captured == expected
+                )
 
 
 def count_arrays(operands):
@@ -110,8 +115,9 @@ def test_errors(loop, error):
     with comparison() as compared, np.errstate(all=error):
         for n in (7, 4097):
             operands = [operand(char, (n,), i) for i, char in enumerate(loop.inputs)]
-            views = [operand(char, (n,), i, strided)
-                     for i, char in enumerate(loop.inputs)]
+            views = [
+                operand(char, (n,), i, strided) for i, char in enumerate(loop.inputs)
+            ]
             for function in (single, consumed, fed, amid):
                 name = f"{function.__name__}-{n}"
                 compared.same(name, function, loop.ufunc, operands)
@@ -121,6 +127,7 @@ def test_errors(loop, error):
 @each_loop
 def test_exact_loop(loop):
     """`signature=` selects loops that plain calls never reach."""
+
     def call(ufunc, operands):
         return ufunc(*operands, signature=loop.types)
 
@@ -161,8 +168,9 @@ def astype(ufunc, operands, destination):
     return fed(ufunc, operands).astype(destination.dtype)
 
 
-@pytest.mark.parametrize("way", [out_argument, assignment, copyto, astype],
-                         ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "way", [out_argument, assignment, copyto, astype], ids=lambda way: way.__name__
+)
 @each_loop
 def test_destination(loop, way):
     def call(operands, destination):
@@ -179,6 +187,7 @@ def test_destination(loop, way):
 @each_loop
 def test_in_place(loop):
     """The first operand is the destination too."""
+
     def call(operands, step):
         first = operands[0].copy()[::step]
         rest = [produce(op)[::step] for op in operands[1:]]

@@ -1,4 +1,5 @@
 """Calculation: into fresh memory, straight into a destination, all at once."""
+
 import gc
 import operator
 
@@ -105,8 +106,9 @@ class TestCalculateAll:
     def test_nothing_pending(self):
         assert np.deferred.calculate_all() is None
 
-    @pytest.mark.parametrize("change", [
-        lambda: np.seterr(all="ignore"), lambda: np.seterrcall(None)])
+    @pytest.mark.parametrize(
+        "change", [lambda: np.seterr(all="ignore"), lambda: np.seterrcall(None)]
+    )
     def test_error_state_changes_flush(self, change):
         before = np.geterr()
         x = vector() + 1
@@ -223,8 +225,9 @@ class TestAssignment:
 
         assert_same(assign)
 
-    @pytest.mark.parametrize("dtype", ["f4", "f2", "i4", "u1", "?", "G", ">f8", "U8",
-                                       object, "M8[s]"])
+    @pytest.mark.parametrize(
+        "dtype", ["f4", "f2", "i4", "u1", "?", "G", ">f8", "U8", object, "M8[s]"]
+    )
     def test_cast(self, dtype):
         def assign():
             y = np.zeros(10, dtype)
@@ -241,7 +244,8 @@ class TestAssignment:
             return y
 
         assert np.exceptions.ComplexWarning in {
-            category for category, _ in assert_same(assign).warnings}
+            category for category, _ in assert_same(assign).warnings
+        }
 
     def test_cast_with_invalid_values_warns_as_eager(self):
         def assign():
@@ -310,13 +314,16 @@ OVERLAPS = {
     "flipped": lambda m, g: g[::-1, ::-1].__setitem__(..., g * 2),
     "other dtype": lambda m, g: m.view("i8").__setitem__(..., m * 2),
     "narrower": lambda m, g: m.view("f4")[:5000].__setitem__(..., m * 2),
-    "unaligned": lambda m, g: m.view("u1")[4:-4].view("f8").__setitem__(
-        ..., m[:-1] * 2),
+    "unaligned": lambda m, g: (
+        m.view("u1")[4:-4].view("f8").__setitem__(..., m[:-1] * 2)
+    ),
     "mask": lambda m, g: m.__setitem__(m > 50, (m * 2)[m > 50]),
     "fancy": lambda m, g: m.__setitem__(np.arange(5000)[::-1], m * 2),
     "deferred and written": lambda m, g: _each(
-        m, lambda: m[:10].__setitem__(..., m[10:20] * 2),
-        lambda: m[5:15].__setitem__(..., m[:10] + m[10:20])),
+        m,
+        lambda: m[:10].__setitem__(..., m[10:20] * 2),
+        lambda: m[5:15].__setitem__(..., m[:10] + m[10:20]),
+    ),
 }
 
 
@@ -335,6 +342,7 @@ def test_overlap(name):
 @pytest.mark.parametrize("name", OVERLAPS)
 def test_overlap_with_pending_readers(name):
     """Expressions written before the assignment see the memory as it was."""
+
     def run():
         m = vector(5000) % 97
         g = (vector(4900) % 89).reshape(70, 70)
@@ -402,8 +410,9 @@ class TestHandlers:
 
     def test_handler_defers_more(self):
         made = []
-        with np.errstate(all="call", call=lambda *args: made.append(
-                np.array([1.0, 2.0]) * 2)):
+        with np.errstate(
+            all="call", call=lambda *args: made.append(np.array([1.0, 2.0]) * 2)
+        ):
             x = np.array([1.0]) / 0
             x.tolist()
         assert made[0].tolist() == [2.0, 4.0]
@@ -417,6 +426,7 @@ class TestHandlers:
 
     def test_warning_filter_that_raises(self):
         import warnings
+
         x = np.array([1.0]) / 0
         with warnings.catch_warnings():
             warnings.simplefilter("error")

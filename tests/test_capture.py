@@ -1,4 +1,5 @@
 """Which calls are deferred, and which run at once; errors that come at the call."""
+
 import operator
 
 import numpy as np
@@ -29,7 +30,7 @@ DEFERRED = {
     "logical": lambda: np.logical_and(A, A),
     "bool": lambda: (A > 2) | (A < 1),
     "integer power": lambda: np.arange(4) ** 2,
-    "square operator": lambda: A ** 2,
+    "square operator": lambda: A**2,
     "abs": lambda: abs(A),
     "negative": lambda: -A,
     "invert": lambda: ~np.arange(3),

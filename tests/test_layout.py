@@ -1,4 +1,5 @@
 """The strides of a result are those that eager NumPy would give it."""
+
 import itertools
 
 import numpy as np
@@ -15,7 +16,7 @@ ORDERS = "KACF"
 def arrays_over(draw, shape):
     """An array of (about) this shape, with any order, step and alignment of axes."""
     kept = [n if draw(st.integers(0, 4)) else 1 for n in shape]
-    kept = kept[draw(st.integers(0, min(1, len(kept)))):]
+    kept = kept[draw(st.integers(0, min(1, len(kept)))) :]
     axes = draw(st.permutations(range(len(kept))))
     steps = [draw(st.sampled_from([1, 1, 1, 2, -1, -2])) for _ in kept]
     char = draw(st.sampled_from(["d", "d", "d", "f", "i", "?", ">d", "D", "e"]))
@@ -41,8 +42,10 @@ UFUNCS = {1: np.negative, 2: np.add, 3: np.clip}
 
 
 def call(operands, order, chain):
-    operands = [np.negative(op.astype(op.dtype)) if chain and op.dtype.kind == "f"
-                else op for op in operands]
+    operands = [
+        np.negative(op.astype(op.dtype)) if chain and op.dtype.kind == "f" else op
+        for op in operands
+    ]
     ufunc = UFUNCS[len(operands)]
     if ufunc is np.negative and operands[0].dtype.kind == "b":
         ufunc = np.logical_not
@@ -84,9 +87,15 @@ def test_permutations(axes, order):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 5), (5, 1), (3, 1, 4), (1, 3, 1)])
 def test_axes_of_length_one(shape, order):
-    for a in (np.ones(shape), np.ones(shape, order="F"), np.ones(shape)[::-1],
-              np.ones((2, *shape))[1], np.ones(tuple(2 * n for n in shape))[
-                  tuple(slice(None, None, 2) for _ in shape)]):
+    for a in (
+        np.ones(shape),
+        np.ones(shape, order="F"),
+        np.ones(shape)[::-1],
+        np.ones((2, *shape))[1],
+        np.ones(tuple(2 * n for n in shape))[
+            tuple(slice(None, None, 2) for _ in shape)
+        ],
+    ):
         assert_same(lambda a=a: np.add(a, a, order=order))
         assert_same(lambda a=a: np.negative(a, order=order))
 

@@ -1,4 +1,5 @@
 """The graph of pending operations: chains, sharing, many arrays, any order."""
+
 import gc
 import random
 import sys
@@ -223,8 +224,15 @@ class TestPending:
             del z
             np.deferred.calculate(x)
             del y
-        assert vars(counters) == {"pending": 0, "captured": 3, "calculated": 1,
-                                  "fused": 0, "released": 2, "flushed": 0, "late": 0}
+        assert vars(counters) == {
+            "pending": 0,
+            "captured": 3,
+            "calculated": 1,
+            "fused": 0,
+            "released": 2,
+            "flushed": 0,
+            "late": 0,
+        }
 
     def test_stats_calculate_nothing(self):
         x = vector() + 1

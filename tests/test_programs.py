@@ -5,6 +5,7 @@ A program is a list of instructions over a list of arrays; numbers in it are
 taken modulo what there is, so that every list is a program and hypothesis can
 shrink it.  FUZZ_EXAMPLES in the environment says how many programs are tried.
 """
+
 import os
 
 import numpy as np
@@ -17,12 +18,37 @@ from helpers.counting import counted
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4000"))
 
-UNARY = [np.negative, np.sqrt, np.absolute, np.sign, np.square, np.exp, np.isnan,
-         np.logical_not, np.floor, np.conjugate]
-BINARY = [np.add, np.subtract, np.multiply, np.divide, np.maximum, np.fmin,
-          np.power, np.floor_divide, np.remainder, np.greater, np.equal,
-          np.logical_and, np.bitwise_xor, np.left_shift, np.arctan2, np.hypot,
-          np.copysign]
+UNARY = [
+    np.negative,
+    np.sqrt,
+    np.absolute,
+    np.sign,
+    np.square,
+    np.exp,
+    np.isnan,
+    np.logical_not,
+    np.floor,
+    np.conjugate,
+]
+BINARY = [
+    np.add,
+    np.subtract,
+    np.multiply,
+    np.divide,
+    np.maximum,
+    np.fmin,
+    np.power,
+    np.floor_divide,
+    np.remainder,
+    np.greater,
+    np.equal,
+    np.logical_and,
+    np.bitwise_xor,
+    np.left_shift,
+    np.arctan2,
+    np.hypot,
+    np.copysign,
+]
 REDUCTIONS = [np.add, np.multiply, np.maximum, np.minimum, np.logical_or]
 DTYPES = ["f8", "f4", "i8", "i4", "?", "c16", "f2", "u1"]
 VIEWS = [
@@ -47,8 +73,19 @@ VIEWS = [
     lambda a: a.view("u1"),
     lambda a: a.view(),
 ]
-INDICES = [..., slice(None), slice(None, None, 2), slice(1, None), slice(None, -1),
-           0, -1, (..., 0), (..., slice(1, None)), slice(None, None, -1), [0, 0]]
+INDICES = [
+    ...,
+    slice(None),
+    slice(None, None, 2),
+    slice(1, None),
+    slice(None, -1),
+    0,
+    -1,
+    (..., 0),
+    (..., slice(1, None)),
+    slice(None, None, -1),
+    [0, 0],
+]
 READERS = [
     lambda a: a.tolist(),
     lambda a: a.sum(),
@@ -73,9 +110,16 @@ def starting_arrays():
     """Few shapes that mostly broadcast, some that do not."""
     vector = np.arange(6.0) - 2
     table = np.arange(24.0).reshape(4, 6) / 3 - 4
-    return [vector, table, np.asfortranarray(table[::-1] + 1), np.arange(6) - 3,
-            table[:, :1] > 0, (table[:2] * 2).astype("f4"), np.array(1.5),
-            np.arange(4.0)[:, None] * 1j]
+    return [
+        vector,
+        table,
+        np.asfortranarray(table[::-1] + 1),
+        np.arange(6) - 3,
+        table[:, :1] > 0,
+        (table[:2] * 2).astype("f4"),
+        np.array(1.5),
+        np.arange(4.0)[:, None] * 1j,
+    ]
 
 
 class Program:
@@ -112,8 +156,9 @@ class Program:
         BINARY[which % len(BINARY)](target, self.pick(j), out=target)
 
     def out_unsafe(self, which, i, j):
-        BINARY[which % len(BINARY)](self.pick(j), self.pick(j + 1), out=self.pick(i),
-                                    casting="unsafe")
+        BINARY[which % len(BINARY)](
+            self.pick(j), self.pick(j + 1), out=self.pick(i), casting="unsafe"
+        )
 
     def assign(self, which, i, j):
         self.pick(i)[INDICES[which % len(INDICES)]] = self.pick(j)
@@ -161,15 +206,42 @@ class Program:
         return (*self.seen, *self.arrays)
 
 
-INSTRUCTIONS = ["unary", "binary", "with_scalar", "view", "in_place", "out_unsafe",
-                "assign", "assign_expression", "assign_scalar", "assign_mask",
-                "copyto", "astype", "reduce", "read", "drop", "readonly", "calculate"]
+INSTRUCTIONS = [
+    "unary",
+    "binary",
+    "with_scalar",
+    "view",
+    "in_place",
+    "out_unsafe",
+    "assign",
+    "assign_expression",
+    "assign_scalar",
+    "assign_mask",
+    "copyto",
+    "astype",
+    "reduce",
+    "read",
+    "drop",
+    "readonly",
+    "calculate",
+]
 #: Expressions and views are what makes trouble: let there be more of them.
-WEIGHTED = [*INSTRUCTIONS, "binary", "binary", "with_scalar", "view", "in_place",
-            "assign_expression", "unary"]
+WEIGHTED = [
+    *INSTRUCTIONS,
+    "binary",
+    "binary",
+    "with_scalar",
+    "view",
+    "in_place",
+    "assign_expression",
+    "unary",
+]
 NUMBER = st.integers(0, 60)
-PROGRAMS = st.lists(st.tuples(st.sampled_from(WEIGHTED), NUMBER, NUMBER, NUMBER),
-                    min_size=4, max_size=60)
+PROGRAMS = st.lists(
+    st.tuples(st.sampled_from(WEIGHTED), NUMBER, NUMBER, NUMBER),
+    min_size=4,
+    max_size=60,
+)
 
 
 def execute(instructions):
@@ -178,14 +250,22 @@ def execute(instructions):
     for name, *numbers in instructions:
         try:
             getattr(program, name)(*numbers)
-        except (ValueError, TypeError, IndexError, OverflowError,
-                AttributeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            IndexError,
+            OverflowError,
+            AttributeError,
+        ) as error:
             program.seen.append(f"{name}: {type(error).__name__}: {error}")
     return program.everything()
 
 
-@settings(max_examples=EXAMPLES, deadline=None,
-          suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 @given(instructions=PROGRAMS)
 def test_random_programs(instructions):
     with np.errstate(all="ignore"):
@@ -198,8 +278,9 @@ def test_random_programs(instructions):
     assert np.deferred.stats()["pending"] == 0
 
 
-@pytest.mark.parametrize("name", ["unary", "binary", "with_scalar",
-                                  "assign_expression"])
+@pytest.mark.parametrize(
+    "name", ["unary", "binary", "with_scalar", "assign_expression"]
+)
 def test_instructions_defer(name):
     with np.errstate(all="ignore"), np.deferredstate(True), counted() as counters:
         execute([(name, 0, i, j) for i in range(4) for j in range(4)])
@@ -210,9 +291,15 @@ def test_instructions_defer(name):
 def test_instructions_do_something(name):
     """Most numbers give an instruction that succeeds: programs are not all errors."""
     with np.errstate(all="ignore"), np.deferredstate(False):
-        outcomes = [execute([(name, which, i, j)])
-                    for which in range(20) for i in range(4) for j in range(4)]
-    failed = [result for result in outcomes
-              if any(isinstance(part, str) and part.startswith(f"{name}:")
-                     for part in result)]
+        outcomes = [
+            execute([(name, which, i, j)])
+            for which in range(20)
+            for i in range(4)
+            for j in range(4)
+        ]
+    failed = [
+        result
+        for result in outcomes
+        if any(isinstance(part, str) and part.startswith(f"{name}:") for part in result)
+    ]
     assert len(failed) < 0.7 * len(outcomes)

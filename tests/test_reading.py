@@ -1,4 +1,5 @@
 """Whatever reads a deferred array calculates it first, and sees its values."""
+
 import numpy as np
 import pytest
 
@@ -36,6 +37,7 @@ def test_one(name):
 @pytest.mark.parametrize("name", VECTOR)
 def test_values_stay_when_the_reader_is_done(name):
     """A reader must not take the values with it, nor leave them half done."""
+
     def read_twice():
         a = vector()
         VECTOR[name](a)
@@ -47,6 +49,7 @@ def test_values_stay_when_the_reader_is_done(name):
 @pytest.mark.parametrize("name", VECTOR)
 def test_reading_an_operand(name):
     """An operand is read without a calculation of what depends on it."""
+
     def read():
         a = np.array([4.0, 1, -2, 7, 3, 0.5, 9, 2, -1, 6, 5, 8])
         x = a * 2
@@ -72,10 +75,22 @@ def failing():
 
 
 #: These look at no value of their argument.
-BLIND = {"__dlpack_device__", "ones_like", "zeros_like", "can_cast", "result_type",
-         "common_type", "isscalar", "iscomplexobj", "ravel_multi_index",
-         "__array_wrap__", "imag", "isreal", "sizeof",
-         "ctypes shape"}
+BLIND = {
+    "__dlpack_device__",
+    "ones_like",
+    "zeros_like",
+    "can_cast",
+    "result_type",
+    "common_type",
+    "isscalar",
+    "iscomplexobj",
+    "ravel_multi_index",
+    "__array_wrap__",
+    "imag",
+    "isreal",
+    "sizeof",
+    "ctypes shape",
+}
 #: CPython replaces the error of the buffer protocol by one of its own here.
 REPLACED = {"bytes.join"}
 
@@ -86,8 +101,10 @@ def test_error_surfaces(name):
     a = failing()
     for _ in range(2):
         outcome = observe(VECTOR[name], a)
-        assert outcome.error == (FloatingPointError,
-                                 "divide by zero encountered in divide")
+        assert outcome.error == (
+            FloatingPointError,
+            "divide by zero encountered in divide",
+        )
         assert a.flags.deferred
 
 
@@ -111,6 +128,7 @@ def test_error_surfaces_of_one(name):
 @pytest.mark.parametrize("name", VECTOR)
 def test_warnings_surface(name):
     """The warnings are those of eager NumPy, and each comes once."""
+
     def read():
         a = np.array([4.0, 1, -2, 7, 3, 0.5, 9, 2, -1, 6, 5, 8])
         with np.errstate(all="warn"):
@@ -125,6 +143,7 @@ def test_warnings_surface(name):
             kept = []
             deferred = observe(lambda: VECTOR[name](kept.append(read()) or kept[0]))
             late = observe(kept.pop().tolist)
-        found = differences(eager, deferred._replace(
-            warnings=deferred.warnings | late.warnings))
+        found = differences(
+            eager, deferred._replace(warnings=deferred.warnings | late.warnings)
+        )
     assert not found

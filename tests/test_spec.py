@@ -1,4 +1,5 @@
 """The examples of the documents that this project implements, line by line."""
+
 import numpy as np
 import pytest
 
@@ -27,12 +28,12 @@ class TestNEP:
             assert not any(x.flags.deferred_waswriteable for x in (a, b, c))
 
             with counted() as counters:
-                d[:] = a*b*c
+                d[:] = a * b * c
             assert counters.fused == 1
             assert counters.calculated == 0
             assert d.tolist() == [x * (x + 1) * (x + 2) for x in a.tolist()]
 
-            e = a+b+c*d
+            e = a + b + c * d
             assert e.flags.deferred
             assert all(x.flags.deferred_waswriteable for x in (a, b, c, d))
 
@@ -42,8 +43,9 @@ class TestNEP:
             assert counters.flushed == 1
             assert not e.flags.deferred
             assert bits(d) == bits(a)
-        assert e.tolist() == [x + (x + 1) + (x + 2) * y
-                              for x, y in zip(a.tolist(), before, strict=True)]
+        assert e.tolist() == [
+            x + (x + 1) + (x + 2) * y for x, y in zip(a.tolist(), before, strict=True)
+        ]
 
     def test_surprising_behaviour(self):
         a, b, c, e, f, g = operands(1000, 6)
@@ -75,8 +77,8 @@ class TestProposal:
 
     def test_two_products(self):
         def products():
-            b = c = d = e = np.arange(100000.)
-            return b*c + d*e
+            b = c = d = e = np.arange(100000.0)
+            return b * c + d * e
 
         assert_same(products)
 
@@ -86,11 +88,11 @@ class TestTheNumPyArray:
 
     def test_functions(self):
         def f(x):
-            return x**2 - 3*x + 4
+            return x**2 - 3 * x + 4
 
         def g(x):
             fx = x**2
-            fx -= 3*x
+            fx -= 3 * x
             fx += 4
             return fx
 
@@ -103,7 +105,10 @@ class TestTheNumPyArray:
         def differences():
             x = np.arange(0, 10, 2)
             y = x**2
-            return ((y[1:]-y[:-1])/(x[1:]-x[:-1]), (y[2:]-y[:-2])/(x[2:]-x[:-2]))
+            return (
+                (y[1:] - y[:-1]) / (x[1:] - x[:-1]),
+                (y[2:] - y[:-2]) / (x[2:] - x[:-2]),
+            )
 
         outcome = assert_same(differences)
         assert np.frombuffer(outcome.results[0].bits).tolist() == [2, 6, 10, 14]
@@ -119,9 +124,11 @@ class TestTheNumPyArray:
     def test_projection(self):
         def project():
             points = np.random.default_rng(3).random((1000, 3))
-            camera = np.array([[500., 0., 320.], [0., 500., 240.], [0., 0., 1.]])
+            camera = np.array(
+                [[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]]
+            )
             vecs = camera.dot(points.T).T
-            return vecs/vecs[:, 2, np.newaxis]
+            return vecs / vecs[:, 2, np.newaxis]
 
         assert_same(project)
 
@@ -145,8 +152,10 @@ class TestTheNumPyArray:
             def __init__(self, s):
                 self._s = ctypes.create_string_buffer(s)
                 self.__array_interface__ = {
-                    "shape": (len(s),), "typestr": "|u1",
-                    "data": (ctypes.addressof(self._s), False)}
+                    "shape": (len(s),),
+                    "typestr": "|u1",
+                    "data": (ctypes.addressof(self._s), False),
+                }
 
         with np.deferredstate(True):
             m = MutableString(b"abcde")

@@ -1,4 +1,5 @@
 """The deferred state: values, contexts, and the environment."""
+
 import asyncio
 import contextvars
 import threading
@@ -54,11 +55,18 @@ class TestSetDeferred:
 class TestMeaning:
     @pytest.mark.parametrize(
         ("state", "errors", "expected"),
-        [(True, IGNORE, True), (True, WARN, True), (False, IGNORE, False),
-         (False, WARN, False), (None, IGNORE, True), (None, WARN, False),
-         (None, {"all": "ignore", "under": "warn"}, False),
-         (None, {"all": "ignore", "divide": "raise"}, False),
-         (None, {"all": "ignore", "over": "call"}, False)])
+        [
+            (True, IGNORE, True),
+            (True, WARN, True),
+            (False, IGNORE, False),
+            (False, WARN, False),
+            (None, IGNORE, True),
+            (None, WARN, False),
+            (None, {"all": "ignore", "under": "warn"}, False),
+            (None, {"all": "ignore", "divide": "raise"}, False),
+            (None, {"all": "ignore", "over": "call"}, False),
+        ],
+    )
     def test_state_and_error_state(self, state, errors, expected):
         call = {"call": lambda *args: None} if "call" in errors.values() else {}
         with np.deferredstate(state), np.errstate(**errors, **call):
@@ -191,12 +199,13 @@ class TestContexts:
             assert next(values) is True
 
     def test_array_goes_to_another_thread(self):
-        a = np.arange(1000.)
+        a = np.arange(1000.0)
         with np.deferredstate(True):
             x = a * 2 + 1
         sums = []
-        threads = [threading.Thread(target=lambda: sums.append(x.sum()))
-                   for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda: sums.append(x.sum())) for _ in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -208,18 +217,27 @@ SHOW_STATE = "import numpy as np; print(np.getdeferred())"
 
 
 class TestEnvironment:
-    @pytest.mark.parametrize(("value", "state"), [
-        ("1", "True"), ("0", "False"), ("none", "None"), ("", "None")])
+    @pytest.mark.parametrize(
+        ("value", "state"),
+        [("1", "True"), ("0", "False"), ("none", "None"), ("", "None")],
+    )
     def test_start_up(self, value, state):
         assert output_of(SHOW_STATE, NUMPY_DEFERRED=value) == state
 
     def test_not_set(self):
         assert output_of(SHOW_STATE) == "None"
 
-    @pytest.mark.parametrize(("name", "value"), [
-        ("NUMPY_DEFERRED", "yes"), ("NUMPY_DEFERRED", "True"),
-        ("NUMPY_DEFERRED_MIN_BYTES", "many"), ("NUMPY_DEFERRED_MIN_BYTES", "-1"),
-        ("NUMPY_DEFERRED_MIN_BYTES", "1e3"), ("NUMPY_DEFERRED_GUARD", "on")])
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("NUMPY_DEFERRED", "yes"),
+            ("NUMPY_DEFERRED", "True"),
+            ("NUMPY_DEFERRED_MIN_BYTES", "many"),
+            ("NUMPY_DEFERRED_MIN_BYTES", "-1"),
+            ("NUMPY_DEFERRED_MIN_BYTES", "1e3"),
+            ("NUMPY_DEFERRED_GUARD", "on"),
+        ],
+    )
     def test_bad_values_are_named(self, name, value):
         done = run_python("import numpy", **{name: value})
         assert done.returncode == 1
@@ -237,9 +255,15 @@ class TestEnvironment:
             """
         assert output_of(code, NUMPY_DEFERRED="1") == "True"
 
-    @pytest.mark.parametrize(("nbytes", "expected"), [
-        ("0", "True True"), ("80", "True True"), ("81", "False True"),
-        ("8001", "False False")])
+    @pytest.mark.parametrize(
+        ("nbytes", "expected"),
+        [
+            ("0", "True True"),
+            ("80", "True True"),
+            ("81", "False True"),
+            ("8001", "False False"),
+        ],
+    )
     def test_min_bytes(self, nbytes, expected):
         code = """
             import numpy as np

@@ -1,4 +1,5 @@
 """Operands: marks, counts, and writes to their memory through any view."""
+
 import gc
 import itertools
 import weakref
@@ -97,8 +98,9 @@ def use_handle(make_handle, read, early):
 def test_handles(name, early):
     with comparison() as compared:
         for read in READ_THROUGH:
-            outcome = compared.same(f"read {read.__name__}", use_handle,
-                                    HANDLES[name], read, early)
+            outcome = compared.same(
+                f"read {read.__name__}", use_handle, HANDLES[name], read, early
+            )
             compared.check(outcome.error, outcome.error is None)
 
 
@@ -220,8 +222,7 @@ class TestCounts:
         a[0] = 50
         assert np.deferred.usage_count(a) == 0
         assert not any(result.flags.deferred for result in results)
-        assert [result[0] for result in results] == [i - 3.0
-                                                     for i in range(1, 1000, 2)]
+        assert [result[0] for result in results] == [i - 3.0 for i in range(1, 1000, 2)]
 
     def test_counting_calculates_nothing(self):
         a = memory()
@@ -360,6 +361,7 @@ class TestLifetime:
 
     def test_cycle(self):
         """The collector does not see nodes, but it must not be misled either."""
+
         class Holder:
             pass
 
@@ -423,8 +425,13 @@ class TestForeignMemory:
 
     def test_writeback_target(self):
         a = np.arange(8, dtype=float)
-        with np.nditer(a, ["buffered"], [["readwrite", "updateifcopy"]],
-                       op_dtypes=["f4"], casting="same_kind") as it:
+        with np.nditer(
+            a,
+            ["buffered"],
+            [["readwrite", "updateifcopy"]],
+            op_dtypes=["f4"],
+            casting="same_kind",
+        ) as it:
             for item in it:
                 item[...] = item * 2
         assert a.tolist() == list(range(0, 16, 2))

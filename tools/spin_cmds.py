@@ -271,6 +271,8 @@ def run_benchmark(ctx, path, arguments):
     if not path.exists():
         raise click.ClickException(f"there is no {path.relative_to(ROOT)} yet")
     use_build(ctx)
+    # What the benchmarks share; -P keeps their folder off the path.
+    os.environ["PYTHONPATH"] += os.pathsep + str(path.parent)
     run_python(path, *arguments)
 
 

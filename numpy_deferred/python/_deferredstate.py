@@ -3,6 +3,7 @@ The switch for deferred evaluation: `setdeferred` and its kin (NEP 11).
 
 The state itself is a context variable of the C core (numpy_deferred/src/state.c).
 """
+
 import functools
 
 from numpy._core import _multiarray_umath as _umath
@@ -124,7 +125,8 @@ class deferredstate:
     def __init__(self, state):
         if not (state is None or state is True or state is False):
             raise ValueError(
-                f"the deferred state must be True, False or None, not {state!r}")
+                f"the deferred state must be True, False or None, not {state!r}"
+            )
         self._state = state
         self._entered = False
         self._previous = None

@@ -15,6 +15,7 @@ is needed for that; it is for those who want to say when, or to see what.
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
+
 from numpy._core import _multiarray_umath as _core
 
 __all__ = [

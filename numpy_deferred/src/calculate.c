@@ -17,16 +17,17 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
 #include "alloc.h"
 #include "convert_datatype.h"
 #include "ctors.h"
+#include "deferred.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #ifdef __GLIBC__
-#include <execinfo.h>
+#    include <execinfo.h>
 #endif
 
 extern PyObject *PyDataMem_DefaultHandler;
@@ -116,18 +117,16 @@ can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
            PyArray_CompareLists(PyArray_DIMS(dst), PyArray_DIMS(src),
                                 PyArray_NDIM(src)) &&
            PyTypeNum_ISNUMBER(PyArray_TYPE(dst)) &&
-           !npy_deferred_drops_imaginary(PyArray_DESCR(src),
-                                         PyArray_DESCR(dst)) &&
+           !npy_deferred_drops_imaginary(PyArray_DESCR(src), PyArray_DESCR(dst)) &&
            node->nevaluated == 0 && node->computed == NULL &&
            !(casting & NPY_SAME_VALUE_CASTING_FLAG) &&
-           PyArray_CanCastTypeTo(PyArray_DESCR(src), PyArray_DESCR(dst),
-                                 casting) &&
+           PyArray_CanCastTypeTo(PyArray_DESCR(src), PyArray_DESCR(dst), casting) &&
            npy_deferred_can_fuse_out(node);
 }
 
 NPY_NO_EXPORT int
-npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src,
-                    PyArrayObject *wheremask, NPY_CASTING casting)
+npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
+                    NPY_CASTING casting)
 {
     /* This flushes what depends on `dst`, which may be `src`. */
     if (PyArray_FailUnlessWriteable(dst, "assignment destination") < 0) {
@@ -163,11 +162,12 @@ report_touch(PyArrayObject *arr)
 static void
 give_up(PyArrayObject *arr)
 {
-    void *memory = PyDataMem_UserNEW_ZEROED(PyArray_NBYTES(arr), 1,
-                                            PyDataMem_DefaultHandler);
+    void *memory =
+            PyDataMem_UserNEW_ZEROED(PyArray_NBYTES(arr), 1, PyDataMem_DefaultHandler);
     if (memory == NULL) {
-        Py_FatalError("numpy: no memory to calculate a deferred array where "
-                      "NumPy has no way to raise an error");
+        Py_FatalError(
+                "numpy: no memory to calculate a deferred array where "
+                "NumPy has no way to raise an error");
     }
     npy_deferred_commit(arr, memory);
 }

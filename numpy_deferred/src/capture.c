@@ -15,15 +15,16 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
+#include "numpy/npy_math.h"
 
 #include "convert_datatype.h"
-#include "templ_common.h"
 #include "ctors.h"
+#include "deferred.h"
 #include "dtypemeta.h"
 #include "legacy_array_method.h"
 #include "number.h"
-#include "numpy/npy_math.h"
+#include "templ_common.h"
 #include "ufunc_object.h"
 
 extern PyObject *PyDataMem_DefaultHandler;
@@ -55,8 +56,7 @@ calculate_inputs(const ufunc_call *call)
 static int
 casts_are_valid(const ufunc_call *call, NPY_CASTING casting)
 {
-    if (call->method->resolve_descriptors ==
-                &wrapped_legacy_resolve_descriptors ||
+    if (call->method->resolve_descriptors == &wrapped_legacy_resolve_descriptors ||
         (call->method->flags & _NPY_METH_FORCE_CAST_INPUTS)) {
         return 1;
     }
@@ -99,21 +99,18 @@ static int
 is_plannable(const ufunc_call *call, NPY_CASTING casting)
 {
     PyUFuncObject *ufunc = call->ufunc;
-    if (ufunc->nout != 1 || ufunc->nin > NPY_DEFERRED_MAX_NIN ||
-        ufunc->nin < 1 || ufunc->iter_flags != 0 ||
-        (call->method->flags & NPY_METH_REQUIRES_PYAPI)) {
+    if (ufunc->nout != 1 || ufunc->nin > NPY_DEFERRED_MAX_NIN || ufunc->nin < 1 ||
+        ufunc->iter_flags != 0 || (call->method->flags & NPY_METH_REQUIRES_PYAPI)) {
         return 0;
     }
     for (int i = 0; i <= ufunc->nin; i++) {
-        if (ufunc->op_flags[i] != 0 ||
-            !PyTypeNum_ISNUMBER(call->descrs[i]->type_num)) {
+        if (ufunc->op_flags[i] != 0 || !PyTypeNum_ISNUMBER(call->descrs[i]->type_num)) {
             return 0;
         }
     }
     for (int i = 0; i < ufunc->nin; i++) {
         PyArray_Descr *given = PyArray_DESCR(call->op[i]);
-        if (!PyArray_CheckExact(call->op[i]) ||
-            !PyTypeNum_ISNUMBER(given->type_num) ||
+        if (!PyArray_CheckExact(call->op[i]) || !PyTypeNum_ISNUMBER(given->type_num) ||
             npy_deferred_drops_imaginary(given, call->descrs[i])) {
             return 0;
         }
@@ -126,8 +123,7 @@ static int
 can_wait(PyArrayObject *array)
 {
     PyArrayObject *owner = npy_deferred_memory_owner(array);
-    return owner != NULL &&
-           !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED) &&
+    return owner != NULL && !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED) &&
            !PyArray_CHKFLAGS(array, NPY_ARRAY_UPDATEIFCOPY_TARGET) &&
            !PyArray_CHKFLAGS(owner, NPY_ARRAY_UPDATEIFCOPY_TARGET);
 }
@@ -168,8 +164,8 @@ new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
     PyArray_Descr *descr = call->descrs[call->ufunc->nin];
     Py_INCREF(descr);
     return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, descr, layout->ndim, layout->dims, layout->strides,
-            data, data == NULL ? 0 : NPY_ARRAY_WRITEABLE, NULL, NULL,
+            &PyArray_Type, descr, layout->ndim, layout->dims, layout->strides, data,
+            data == NULL ? 0 : NPY_ARRAY_WRITEABLE, NULL, NULL,
             _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
@@ -178,8 +174,8 @@ static int
 capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
 {
     npy_deferred_node *node =
-            npy_deferred_node_new(call->ufunc, call->method, call->descrs,
-                                  call->op, call->order, call->errmask);
+            npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
+                                  call->order, call->errmask);
     if (node == NULL) {
         return -1;
     }
@@ -200,8 +196,8 @@ static int
 fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
 {
     npy_deferred_node *node =
-            npy_deferred_node_new(call->ufunc, call->method, call->descrs,
-                                  call->op, call->order, call->errmask);
+            npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
+                                  call->order, call->errmask);
     if (node == NULL) {
         return -1;
     }
@@ -239,8 +235,8 @@ fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
 NPY_NO_EXPORT int
 npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                      PyArray_Descr *const descrs[], PyArrayObject *op[],
-                     NPY_CASTING casting, NPY_ORDER order,
-                     PyArrayObject *wheremask, int *errmask)
+                     NPY_CASTING casting, NPY_ORDER order, PyArrayObject *wheremask,
+                     int *errmask)
 {
     if (eager_node != NULL) {
         eager_node = NULL;
@@ -315,16 +311,15 @@ status_is_checked(npy_deferred_node *node, PyArrayObject *out)
 }
 
 NPY_NO_EXPORT int
-npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[],
-                          int *status)
+npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[], int *status)
 {
     /* The hook is only reached while something may be captured. */
     npy_deferred_npending++;
     eager_node = node;
     npy_clear_floatstatus_barrier((char *)&op);
-    int result = PyUFunc_GenericFunctionInternal(
-            node->ufunc, node->method, node->descrs, op, NPY_UNSAFE_CASTING,
-            node->order, NULL);
+    int result =
+            PyUFunc_GenericFunctionInternal(node->ufunc, node->method, node->descrs, op,
+                                            NPY_UNSAFE_CASTING, node->order, NULL);
     *status = npy_get_floatstatus_barrier((char *)&op);
     eager_node = NULL;
     npy_deferred_npending--;

@@ -20,25 +20,25 @@
  * and these run when no plan is alive any more.
  */
 #ifndef NPY_DEFERRED_IMPLEMENTATION
-#error "deferred.h is private to numpy_deferred; patches use deferred_hooks.h"
+#    error "deferred.h is private to numpy_deferred; patches use deferred_hooks.h"
 #endif
 
 #ifndef NUMPY_DEFERRED_SRC_DEFERRED_H_
-#define NUMPY_DEFERRED_SRC_DEFERRED_H_
+#    define NUMPY_DEFERRED_SRC_DEFERRED_H_
 
-#include "numpy/arrayobject.h"
-#include "numpy/ufuncobject.h"
+#    include "numpy/arrayobject.h"
+#    include "numpy/ufuncobject.h"
 
-#include "deferred_hooks.h"
-#include "dtype_transfer.h"
+#    include "deferred_hooks.h"
+#    include "dtype_transfer.h"
 
 /* Bounds of one expression; at a bound its deepest operand is calculated. */
-#define NPY_DEFERRED_MAX_NODES 64
-#define NPY_DEFERRED_MAX_OPERANDS 32
+#    define NPY_DEFERRED_MAX_NODES 64
+#    define NPY_DEFERRED_MAX_OPERANDS 32
 /* Inputs of a ufunc; calls with more run at once. */
-#define NPY_DEFERRED_MAX_NIN 8
+#    define NPY_DEFERRED_MAX_NIN 8
 /* Room for a captured scalar: a complex long double. */
-#define NPY_DEFERRED_CONSTANT_SIZE 32
+#    define NPY_DEFERRED_CONSTANT_SIZE 32
 
 typedef struct npy_deferred_node npy_deferred_node;
 typedef struct npy_deferred_usage npy_deferred_usage;
@@ -46,10 +46,10 @@ typedef struct npy_deferred_operand npy_deferred_operand;
 
 /* One input of a node: an array, or a scalar captured by value. */
 struct npy_deferred_operand {
-    PyArrayObject *array; /* owned; NULL for a scalar; cleared on release */
-    npy_deferred_node *node;      /* the node this is part of */
-    npy_deferred_usage *usage;    /* of `array`; NULL when not counted */
-    npy_deferred_usage *memory;   /* of the owner of the array's memory */
+    PyArrayObject *array;       /* owned; NULL for a scalar; cleared on release */
+    npy_deferred_node *node;    /* the node this is part of */
+    npy_deferred_usage *usage;  /* of `array`; NULL when not counted */
+    npy_deferred_usage *memory; /* of the owner of the array's memory */
     npy_deferred_operand *previous, *next; /* in memory->readers */
     /* Aligned for every dtype that is captured. */
     _Alignas(16) char constant[NPY_DEFERRED_CONSTANT_SIZE];
@@ -61,7 +61,7 @@ struct npy_deferred_operand {
  */
 struct npy_deferred_node {
     npy_intp refcount;
-    PyArrayObject *array;  /* weak: cleared when the array dies or is regular */
+    PyArrayObject *array; /* weak: cleared when the array dies or is regular */
     npy_deferred_node *older, *newer; /* the pending list, by serial */
     npy_uint64 serial;                /* grows with every node */
     PyUFuncObject *ufunc;             /* owned */
@@ -152,8 +152,7 @@ npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr);
 static inline int
 npy_deferred_drops_imaginary(PyArray_Descr *from, PyArray_Descr *to)
 {
-    return PyTypeNum_ISCOMPLEX(from->type_num) &&
-           !PyTypeNum_ISCOMPLEX(to->type_num);
+    return PyTypeNum_ISCOMPLEX(from->type_num) && !PyTypeNum_ISCOMPLEX(to->type_num);
 }
 
 /* ---- usage.c: counts and marks on operands ---- */
@@ -201,8 +200,8 @@ npy_deferred_new_visit(void);
 /* ---- expression.c: what is evaluated together ---- */
 
 /* Every operand counts once; calculating inner nodes adds operands. */
-#define NPY_DEFERRED_ALL_OPERANDS \
-    (NPY_DEFERRED_MAX_OPERANDS + NPY_DEFERRED_MAX_NODES)
+#    define NPY_DEFERRED_ALL_OPERANDS \
+        (NPY_DEFERRED_MAX_OPERANDS + NPY_DEFERRED_MAX_NODES)
 
 /* The nodes of an expression, operands before their consumers. */
 typedef struct {
@@ -216,8 +215,7 @@ typedef struct {
  * it exceeds the bounds.  All references are borrowed.
  */
 NPY_NO_EXPORT int
-npy_deferred_collect(npy_deferred_node *root,
-                     npy_deferred_expression *expression);
+npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression);
 /*
  * Make a node fit the bounds before it becomes pending: its largest deferred
  * operands are calculated.  Returns 0 or -1 with an exception set.
@@ -239,8 +237,7 @@ struct npy_deferred_errors;
  */
 NPY_NO_EXPORT int
 npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
-                      npy_deferred_target target,
-                      struct npy_deferred_errors *errors);
+                      npy_deferred_target target, struct npy_deferred_errors *errors);
 /*
  * Whether the operations of the expression may be left to be run together
  * with one that writes into an array others see: none may raise before.
@@ -253,8 +250,8 @@ npy_deferred_can_fuse_out(npy_deferred_node *root);
 /* One walk over all operands of an expression and its result. */
 typedef struct {
     const npy_deferred_expression *expression;
-    PyArrayObject *out; /* borrowed */
-    NpyIter *iter;      /* owned; NULL: directly */
+    PyArrayObject *out;                              /* borrowed */
+    NpyIter *iter;                                   /* owned; NULL: directly */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
 } npy_deferred_walk;
 
@@ -264,8 +261,8 @@ typedef struct {
  */
 NPY_NO_EXPORT int
 npy_deferred_walk_open(npy_deferred_walk *walk,
-                       const npy_deferred_expression *expression,
-                       PyArrayObject *out, npy_deferred_target target);
+                       const npy_deferred_expression *expression, PyArrayObject *out,
+                       npy_deferred_target target);
 NPY_NO_EXPORT int
 npy_deferred_walk_close(npy_deferred_walk *walk);
 /*
@@ -297,14 +294,14 @@ typedef enum {
 /* What steps read and write. */
 typedef struct {
     npy_deferred_value_kind kind;
-    PyArray_Descr *descr;   /* borrowed from a node or an operand */
-    int source;             /* slot filled by a cast or copy: of which value */
-    int constant;           /* slot of one element that serves a whole block */
-    int operand;            /* index, when it is an operand */
+    PyArray_Descr *descr; /* borrowed from a node or an operand */
+    int source;           /* slot filled by a cast or copy: of which value */
+    int constant;         /* slot of one element that serves a whole block */
+    int operand;          /* index, when it is an operand */
     int aligned;
-    int slot;               /* index, when it is a slot */
-    int last_use;           /* the last step that reads it */
-    char *data;             /* where the current block starts */
+    int slot;     /* index, when it is a slot */
+    int last_use; /* the last step that reads it */
+    char *data;   /* where the current block starts */
     npy_intp stride;
 } npy_deferred_value;
 
@@ -316,7 +313,7 @@ typedef struct {
     int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
     /* From here on set by execute.c, for the strides at hand. */
     int bound;
-    int status; /* NPY_FPE_* that it raised */
+    int status;  /* NPY_FPE_* that it raised */
     int checked; /* whether eager NumPy looks at the status after this loop */
     PyArrayMethod_StridedLoop *loop;
     PyArrayMethod_Context *context;
@@ -362,8 +359,8 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 typedef struct {
     PyUFuncObject *ufunc; /* owned; NULL: a cast on assignment */
     int errmask;
-    PyObject *errfunc; /* owned or NULL */
-    int status;        /* NPY_FPE_* */
+    PyObject *errfunc;             /* owned or NULL */
+    int status;                    /* NPY_FPE_* */
     const npy_deferred_node *node; /* borrowed, while errors are collected */
 } npy_deferred_error;
 
@@ -404,8 +401,7 @@ npy_deferred_guard(npy_intp nbytes);
  * `*status` gets the floating-point errors.  Returns 0 or -1: exception set.
  */
 NPY_NO_EXPORT int
-npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[],
-                          int *status);
+npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[], int *status);
 
 /* ---- calculate.c ---- */
 

@@ -15,6 +15,7 @@
 
 #include "numpy/ndarraytypes.h"
 #include "numpy/ufuncobject.h"
+
 #include "array_method.h"
 
 #ifdef __cplusplus
@@ -31,8 +32,8 @@ extern "C" {
 #define NPY_ARRAY_DEFERRED_EXPOSED 0x01000000
 
 /* Flags that a view must not take over from the array it views. */
-#define NPY_DEFERRED_ALL_FLAGS                                \
-    (NPY_ARRAY_DEFERRED | NPY_ARRAY_DEFERRED_WASWRITEABLE |   \
+#define NPY_DEFERRED_ALL_FLAGS                                    \
+    (NPY_ARRAY_DEFERRED | NPY_ARRAY_DEFERRED_WASWRITEABLE |       \
      NPY_ARRAY_UPDATEIFCOPY_TARGET | NPY_ARRAY_DEFERRED_TRACKED | \
      NPY_ARRAY_DEFERRED_EXPOSED)
 
@@ -52,7 +53,8 @@ npy_deferred_init(PyObject *module);
 static inline int
 npy_deferred_is(PyArrayObject *arr)
 {
-    return (((PyArrayObject_fields *)arr)->flags & NPY_ARRAY_DEFERRED) != 0;
+    return NPY_UNLIKELY((((PyArrayObject_fields *)arr)->flags & NPY_ARRAY_DEFERRED) !=
+                        0);
 }
 
 /*
@@ -92,7 +94,8 @@ npy_deferred_flush_memory(PyArrayObject *arr);
 static inline int
 npy_deferred_before_write(PyArrayObject *arr)
 {
-    return npy_deferred_npending != 0 ? npy_deferred_flush_memory(arr) : 0;
+    return NPY_UNLIKELY(npy_deferred_npending != 0) ? npy_deferred_flush_memory(arr)
+                                                    : 0;
 }
 
 /*
@@ -120,10 +123,13 @@ npy_deferred_from_array(PyArrayObject *arr, int requirements)
 static inline int
 npy_deferred_view_flags(int flags)
 {
-    if (flags & NPY_ARRAY_DEFERRED_WASWRITEABLE) {
-        flags |= NPY_ARRAY_WRITEABLE;
+    if (NPY_UNLIKELY(flags & NPY_DEFERRED_ALL_FLAGS)) {
+        if (flags & NPY_ARRAY_DEFERRED_WASWRITEABLE) {
+            flags |= NPY_ARRAY_WRITEABLE;
+        }
+        flags &= ~NPY_DEFERRED_ALL_FLAGS;
     }
-    return flags & ~NPY_DEFERRED_ALL_FLAGS;
+    return flags;
 }
 
 /*
@@ -152,15 +158,15 @@ npy_deferred_dealloc(PyArrayObject *arr);
 NPY_NO_EXPORT int
 npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                      PyArray_Descr *const descrs[], PyArrayObject *op[],
-                     NPY_CASTING casting, NPY_ORDER order,
-                     PyArrayObject *wheremask, int *errmask);
+                     NPY_CASTING casting, NPY_ORDER order, PyArrayObject *wheremask,
+                     int *errmask);
 
 /* Whether npy_deferred_capture may have anything to do. */
 static inline int
 npy_deferred_may_capture(int errmask)
 {
-    return npy_deferred_npending != 0 || npy_deferred_state_used ||
-           errmask == 0;
+    return NPY_UNLIKELY(npy_deferred_npending != 0 || npy_deferred_state_used ||
+                        errmask == 0);
 }
 
 /*
@@ -169,8 +175,8 @@ npy_deferred_may_capture(int errmask)
  * assignment (`src` is not deferred any more), -1 with an exception set.
  */
 NPY_NO_EXPORT int
-npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src,
-                    PyArrayObject *wheremask, NPY_CASTING casting);
+npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
+                    NPY_CASTING casting);
 
 #ifdef __cplusplus
 }

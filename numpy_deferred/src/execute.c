@@ -16,12 +16,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
+#include "numpy/npy_math.h"
 
 #include "array_assign.h"
 #include "common.h"
+#include "deferred.h"
 #include "lowlevel_strided_loops.h"
-#include "numpy/npy_math.h"
 
 #include <stdint.h>
 
@@ -47,16 +48,15 @@ bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
     npy_deferred_value *to = &plan->values[step->args[1]];
     int aligned = from->aligned && to->aligned;
     if (from->kind == NPY_DEFERRED_VALUE_OPERAND) {
-        aligned = aligned &&
-                  IsUintAligned(walk->expression->operands[from->operand]);
+        aligned = aligned && IsUintAligned(walk->expression->operands[from->operand]);
     }
     if (to->kind == NPY_DEFERRED_VALUE_OUT) {
         aligned = aligned && IsUintAligned(walk->out);
     }
     NPY_ARRAYMETHOD_FLAGS flags;
-    if (PyArray_GetDTypeTransferFunction(
-                aligned, step->strides[0], step->strides[1], from->descr,
-                to->descr, 0, &step->cast, &flags) != NPY_SUCCEED) {
+    if (PyArray_GetDTypeTransferFunction(aligned, step->strides[0], step->strides[1],
+                                         from->descr, to->descr, 0, &step->cast,
+                                         &flags) != NPY_SUCCEED) {
         return -1;
     }
     step->loop = step->cast.func;
@@ -75,9 +75,8 @@ bind_operation(npy_deferred_step *step)
     step->own_context.caller = (PyObject *)node->ufunc;
     step->own_context.method = node->method;
     step->context = &step->own_context;
-    if (node->method->get_strided_loop(step->context, 1, 0, step->strides,
-                                       &step->loop, &step->auxdata,
-                                       &flags) < 0) {
+    if (node->method->get_strided_loop(step->context, 1, 0, step->strides, &step->loop,
+                                       &step->auxdata, &flags) < 0) {
         return -1;
     }
     step->checked = !(flags & NPY_METH_NO_FLOATINGPOINT_ERRORS);
@@ -122,16 +121,15 @@ allocate_scratch(run_state *state)
     npy_intp block = (SCRATCH_BYTES / element) & ~(npy_intp)63;
     block = block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
     state->block = block;
-    state->scratch = PyMem_RawMalloc(element * block +
-                                     (plan->nslots + 1) * SLOT_ALIGNMENT);
+    state->scratch =
+            PyMem_RawMalloc(element * block + (plan->nslots + 1) * SLOT_ALIGNMENT);
     if (state->scratch == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     uintptr_t position = (uintptr_t)state->scratch;
     for (int i = 0; i < plan->nslots; i++) {
-        position = (position + SLOT_ALIGNMENT - 1) &
-                   ~(uintptr_t)(SLOT_ALIGNMENT - 1);
+        position = (position + SLOT_ALIGNMENT - 1) & ~(uintptr_t)(SLOT_ALIGNMENT - 1);
         plan->slots[i].data = (char *)position;
         position += plan->slots[i].elsize * block;
     }
@@ -155,13 +153,12 @@ run_blocks(run_state *state, npy_intp count)
         for (int i = 0; i < plan->nsteps; i++) {
             npy_deferred_step *step = &plan->steps[i];
             char *data[NPY_DEFERRED_MAX_NIN + 1];
-            npy_intp length =
-                    values[step->args[step->nargs - 1]].constant ? 1 : n;
+            npy_intp length = values[step->args[step->nargs - 1]].constant ? 1 : n;
             for (int j = 0; j < step->nargs; j++) {
                 data[j] = values[step->args[j]].data;
             }
-            if (step->loop(step->context, data, &length, step->strides,
-                           step->auxdata) < 0) {
+            if (step->loop(step->context, data, &length, step->strides, step->auxdata) <
+                0) {
                 return -1;
             }
             if (state->checks) {

@@ -19,13 +19,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
 #include "array_assign.h"
+#include "deferred.h"
 
 static int
-add_operand(npy_deferred_expression *expression, PyArrayObject *array,
-            int limit)
+add_operand(npy_deferred_expression *expression, PyArrayObject *array, int limit)
 {
     for (int i = 0; i < expression->noperands; i++) {
         if (expression->operands[i] == array) {
@@ -40,8 +40,7 @@ add_operand(npy_deferred_expression *expression, PyArrayObject *array,
 }
 
 static int
-add_node(npy_deferred_expression *expression, npy_deferred_node *node,
-         npy_uint64 visit)
+add_node(npy_deferred_expression *expression, npy_deferred_node *node, npy_uint64 visit)
 {
     if (node->visited == visit) {
         node->nuses++;
@@ -57,8 +56,7 @@ add_node(npy_deferred_expression *expression, npy_deferred_node *node,
 }
 
 static int
-collect(npy_deferred_node *root, npy_deferred_expression *expression,
-        int max_operands)
+collect(npy_deferred_node *root, npy_deferred_expression *expression, int max_operands)
 {
     npy_uint64 visit = npy_deferred_new_visit();
     expression->nnodes = 0;
@@ -71,10 +69,10 @@ collect(npy_deferred_node *root, npy_deferred_expression *expression,
             if (array == NULL) {
                 continue;
             }
-            int added = npy_deferred_is(array)
-                                ? add_node(expression,
-                                           npy_deferred_node_of(array), visit)
-                                : add_operand(expression, array, max_operands);
+            int added =
+                    npy_deferred_is(array)
+                            ? add_node(expression, npy_deferred_node_of(array), visit)
+                            : add_operand(expression, array, max_operands);
             if (added < 0) {
                 return -1;
             }
@@ -95,8 +93,7 @@ collect(npy_deferred_node *root, npy_deferred_expression *expression,
 }
 
 NPY_NO_EXPORT int
-npy_deferred_collect(npy_deferred_node *root,
-                     npy_deferred_expression *expression)
+npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression)
 {
     return collect(root, expression, NPY_DEFERRED_ALL_OPERANDS);
 }
@@ -166,8 +163,8 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
     npy_intp size = PyArray_SIZE(out);
     for (int i = 0; i < expression->nnodes; i++) {
         npy_deferred_node *node = expression->nodes[i];
-        if (node != root && (all || PyArray_SIZE(node->array) != size ||
-                             worth_keeping(node))) {
+        if (node != root &&
+            (all || PyArray_SIZE(node->array) != size || worth_keeping(node))) {
             inner[ninner++] = node->array;
         }
     }
@@ -198,15 +195,13 @@ NPY_NO_EXPORT int
 npy_deferred_can_fuse_out(npy_deferred_node *root)
 {
     npy_deferred_expression expression;
-    return npy_deferred_collect(root, &expression) == 0 &&
-           !may_raise(&expression);
+    return npy_deferred_collect(root, &expression) == 0 && !may_raise(&expression);
 }
 
 static int
 add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
 {
-    npy_deferred_error *last =
-            errors->n == 0 ? NULL : &errors->items[errors->n - 1];
+    npy_deferred_error *last = errors->n == 0 ? NULL : &errors->items[errors->n - 1];
     if (last != NULL && last->node == node) {
         last->status |= status;
         return 0;
@@ -233,16 +228,14 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
 }
 
 static int
-run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
-         npy_deferred_errors *errors)
+run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk, npy_deferred_errors *errors)
 {
     if (npy_deferred_execute(plan, walk) < 0) {
         return -1;
     }
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        if (step->status != 0 &&
-            add_error(errors, step->node, step->status) < 0) {
+        if (step->status != 0 && add_error(errors, step->node, step->status) < 0) {
             return -1;
         }
     }
@@ -276,8 +269,8 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
 
 /* Run a node whose operands are all regular as eager NumPy does. */
 static int
-evaluate_alone(npy_deferred_node *node, PyArrayObject *out,
-               npy_deferred_target target, npy_deferred_errors *errors)
+evaluate_alone(npy_deferred_node *node, PyArrayObject *out, npy_deferred_target target,
+               npy_deferred_errors *errors)
 {
     PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 2] = {NULL};
     int status = 0, result = -1;
@@ -301,8 +294,7 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *out,
     }
     node->nevaluated++;
     if (result == 0 && target == NPY_DEFERRED_ASSIGN) {
-        result = PyArray_AssignArray(out, op[node->nin], NULL,
-                                     NPY_UNSAFE_CASTING);
+        result = PyArray_AssignArray(out, op[node->nin], NULL, NPY_UNSAFE_CASTING);
     }
 finish:
     for (int i = 0; i <= node->nin; i++) {

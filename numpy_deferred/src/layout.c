@@ -18,9 +18,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
 #include "convert_datatype.h"
+#include "deferred.h"
 #include "templ_common.h"
 
 #include <stdlib.h>
@@ -64,8 +65,8 @@ npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr)
         return 1;
     }
     npy_intp view_offset;
-    npy_intp is_safe = PyArray_SafeCast(PyArray_DESCR(op), descr, &view_offset,
-                                        NPY_NO_CASTING, 0);
+    npy_intp is_safe =
+            PyArray_SafeCast(PyArray_DESCR(op), descr, &view_offset, NPY_NO_CASTING, 0);
     if (is_safe < 0) {
         PyErr_Clear();
         return 0;
@@ -89,8 +90,7 @@ trivial_order(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[],
             continue;
         }
         if (PyArray_NDIM(op[i]) != result->ndim ||
-            !PyArray_CompareLists(PyArray_DIMS(op[i]), result->dims,
-                                  result->ndim)) {
+            !PyArray_CompareLists(PyArray_DIMS(op[i]), result->dims, result->ndim)) {
             return 0;
         }
         if (result->ndim == 1) {
@@ -109,8 +109,7 @@ trivial_order(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[],
 
 /* Whether axis `inner` must come before axis `outer`: 1, 0, or -1: no matter. */
 static int
-compare_axes(int nin, npy_intp strides[][NPY_DEFERRED_MAX_NIN], int inner,
-             int outer)
+compare_axes(int nin, npy_intp strides[][NPY_DEFERRED_MAX_NIN], int inner, int outer)
 {
     int before = -1;
     for (int i = 0; i < nin; i++) {
@@ -174,8 +173,7 @@ all_fortran(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[])
     for (int i = 0; i < nin; i++) {
         int copied = 0;
         if (copying && !npy_deferred_readable_in_place(op[i], descrs[i])) {
-            copied = PyArray_NDIM(op[i]) <= 1 &&
-                     PyArray_SIZE(op[i]) <= buffersize;
+            copied = PyArray_NDIM(op[i]) <= 1 && PyArray_SIZE(op[i]) <= buffersize;
             copying = copied;
         }
         if (!copied && !PyArray_CHKFLAGS(op[i], NPY_ARRAY_F_CONTIGUOUS)) {
@@ -196,10 +194,10 @@ npy_deferred_result_layout(int nin, PyArrayObject *const op[],
     int ndim = result->ndim;
     int axes[NPY_MAXDIMS];
     int trivial = trivial_order(nin, op, descrs, order, result);
-    int fortran = trivial != 0 ? trivial == NPY_ARRAY_F_CONTIGUOUS
-                               : order == NPY_FORTRANORDER ||
-                                         (order == NPY_ANYORDER &&
-                                          all_fortran(nin, op, descrs));
+    int fortran = trivial != 0
+                          ? trivial == NPY_ARRAY_F_CONTIGUOUS
+                          : order == NPY_FORTRANORDER || (order == NPY_ANYORDER &&
+                                                          all_fortran(nin, op, descrs));
     if (trivial == 0 && order == NPY_KEEPORDER) {
         sort_axes(nin, op, result, axes);
     }

@@ -16,10 +16,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "numpy/arrayobject.h"
+
 #include "deferred.h"
 
 #ifdef __unix__
-#include <sys/mman.h>
+#    include <sys/mman.h>
 #endif
 
 /* From 256 GiB down to 1 GiB, as far as limits on address space allow. */

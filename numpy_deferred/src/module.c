@@ -12,6 +12,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "numpy/arrayobject.h"
+
 #include "deferred.h"
 
 static PyObject *
@@ -31,9 +33,8 @@ calculate(PyObject *NPY_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     for (Py_ssize_t i = 0; i < nargs; i++) {
         if (!PyArray_Check(args[i])) {
-            PyErr_Format(PyExc_TypeError,
-                         "argument %zd must be an ndarray, not %.100s", i + 1,
-                         Py_TYPE(args[i])->tp_name);
+            PyErr_Format(PyExc_TypeError, "argument %zd must be an ndarray, not %.100s",
+                         i + 1, Py_TYPE(args[i])->tp_name);
             return NULL;
         }
     }
@@ -70,21 +71,18 @@ static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
-    return Py_BuildValue("{sn sn sn sn sn sn sn}",
-                         "pending", npy_deferred_npending,
-                         "captured", counters->captured,
-                         "calculated", counters->calculated,
-                         "fused", counters->fused,
-                         "released", counters->released,
-                         "flushed", counters->flushed,
-                         "late", counters->late);
+    return Py_BuildValue("{sn sn sn sn sn sn sn}", "pending", npy_deferred_npending,
+                         "captured", counters->captured, "calculated",
+                         counters->calculated, "fused", counters->fused, "released",
+                         counters->released, "flushed", counters->flushed, "late",
+                         counters->late);
 }
 
 static PyMethodDef methods[] = {
         {"_deferred_set_state", set_state, METH_O, NULL},
         {"_deferred_get_state", get_state, METH_NOARGS, NULL},
-        {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate,
-         METH_FASTCALL, NULL},
+        {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate, METH_FASTCALL,
+         NULL},
         {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
         {"_deferred_usage_count", usage_count, METH_O, NULL},
         {"_deferred_stats", stats, METH_NOARGS, NULL},

@@ -18,10 +18,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
 #include "alloc.h"
 #include "convert_datatype.h"
+#include "deferred.h"
 
 NPY_NO_EXPORT npy_intp npy_deferred_npending = 0;
 NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
@@ -66,8 +67,8 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                       NPY_ORDER order, int errmask)
 {
     int nin = ufunc->nin;
-    npy_deferred_node *node = PyMem_Calloc(
-            1, sizeof(*node) + nin * sizeof(npy_deferred_operand));
+    npy_deferred_node *node =
+            PyMem_Calloc(1, sizeof(*node) + nin * sizeof(npy_deferred_operand));
     if (node == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -350,8 +351,7 @@ npy_deferred_flush_memory(PyArrayObject *arr)
             goto finish;
         }
     }
-    qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes),
-          newest_first);
+    qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
     for (npy_intp i = 0; i < dependents.n; i++) {
         calculate_if_pending(dependents.nodes[i], error);
     }

@@ -23,14 +23,15 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
 #include "common.h"
 #include "convert_datatype.h"
+#include "deferred.h"
 
 static int
-add_value(npy_deferred_plan *plan, npy_deferred_value_kind kind,
-          PyArray_Descr *descr, npy_intp stride)
+add_value(npy_deferred_plan *plan, npy_deferred_value_kind kind, PyArray_Descr *descr,
+          npy_intp stride)
 {
     npy_deferred_value *value = &plan->values[plan->nvalues];
     memset(value, 0, sizeof(*value));
@@ -71,8 +72,8 @@ add_cast_step(npy_deferred_plan *plan, npy_deferred_node *node, int from, int to
 static int
 has_type(npy_deferred_value *value, PyArray_Descr *descr)
 {
-    return value->aligned && (value->descr == descr ||
-                              PyArray_EquivTypes(value->descr, descr));
+    return value->aligned &&
+           (value->descr == descr || PyArray_EquivTypes(value->descr, descr));
 }
 
 /*
@@ -81,8 +82,8 @@ has_type(npy_deferred_value *value, PyArray_Descr *descr)
  * a cast or copy of it.  Returns -1 when it cannot be had.
  */
 static int
-value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr,
-         npy_intp stride, npy_deferred_node *node)
+value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stride,
+         npy_deferred_node *node)
 {
     npy_deferred_value *given = &plan->values[value];
     if (has_type(given, descr) && given->stride == stride) {
@@ -151,23 +152,20 @@ wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                npy_deferred_node *node, int is_root, npy_deferred_target target,
                const int args[], npy_intp strides[])
 {
-    PyArrayObject *out =
-            is_root && target != NPY_DEFERRED_ASSIGN ? walk->out : NULL;
+    PyArrayObject *out = is_root && target != NPY_DEFERRED_ASSIGN ? walk->out : NULL;
     if (walk->iter != NULL) {
         return npy_deferred_eager_strides(node, out, strides);
     }
     for (int i = 0; i < node->nin; i++) {
         npy_deferred_value *value = &plan->values[args[i]];
         strides[i] = value->kind == NPY_DEFERRED_VALUE_CONSTANT ? 0
-                     : has_type(value, node->descrs[i])
-                             ? value->stride
-                             : node->descrs[i]->elsize;
+                     : has_type(value, node->descrs[i]) ? value->stride
+                                                        : node->descrs[i]->elsize;
     }
     npy_deferred_value *result = &plan->values[plan->out];
     PyArray_Descr *descr = node->descrs[node->nin];
-    strides[node->nin] = out != NULL && has_type(result, descr)
-                                 ? result->stride
-                                 : descr->elsize;
+    strides[node->nin] =
+            out != NULL && has_type(result, descr) ? result->stride : descr->elsize;
     return 0;
 }
 
@@ -179,8 +177,7 @@ find_arguments(npy_deferred_plan *plan, const npy_deferred_walk *walk,
     for (int i = 0; i < node->nin; i++) {
         npy_deferred_operand *operand = &node->operands[i];
         if (operand->array == NULL) {
-            args[i] = add_value(plan, NPY_DEFERRED_VALUE_CONSTANT,
-                                node->descrs[i], 0);
+            args[i] = add_value(plan, NPY_DEFERRED_VALUE_CONSTANT, node->descrs[i], 0);
             plan->values[args[i]].data = operand->constant;
         }
         else if (npy_deferred_is(operand->array)) {
@@ -206,8 +203,7 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
         int is_root = i == nnodes - 1;
         find_arguments(plan, walk, node, results, args);
-        if (wanted_strides(plan, walk, node, is_root, target, args, strides) <
-            0) {
+        if (wanted_strides(plan, walk, node, is_root, target, args, strides) < 0) {
             return -1;
         }
         for (int j = 0; j < node->nin; j++) {
@@ -276,10 +272,9 @@ allocate_plan(const npy_deferred_expression *expression)
         nsteps += 1 + expression->nodes[i]->nin;
         nvalues += 1 + 2 * expression->nodes[i]->nin;
     }
-    npy_deferred_plan *plan =
-            PyMem_Malloc(sizeof(*plan) + nsteps * sizeof(npy_deferred_step) +
-                         nvalues * sizeof(npy_deferred_value) +
-                         nsteps * sizeof(npy_deferred_slot));
+    npy_deferred_plan *plan = PyMem_Malloc(
+            sizeof(*plan) + nsteps * sizeof(npy_deferred_step) +
+            nvalues * sizeof(npy_deferred_value) + nsteps * sizeof(npy_deferred_slot));
     if (plan == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -302,13 +297,12 @@ npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
     }
     for (int i = 0; i < expression->noperands; i++) {
         PyArrayObject *array = expression->operands[i];
-        int value = add_value(plan, NPY_DEFERRED_VALUE_OPERAND,
-                              PyArray_DESCR(array), walk->strides[i]);
+        int value = add_value(plan, NPY_DEFERRED_VALUE_OPERAND, PyArray_DESCR(array),
+                              walk->strides[i]);
         plan->values[value].operand = i;
         plan->values[value].aligned = PyArray_ISALIGNED(array) != 0;
     }
-    plan->out = add_value(plan, NPY_DEFERRED_VALUE_OUT,
-                          PyArray_DESCR(walk->out),
+    plan->out = add_value(plan, NPY_DEFERRED_VALUE_OUT, PyArray_DESCR(walk->out),
                           walk->strides[expression->noperands]);
     plan->values[plan->out].aligned = PyArray_ISALIGNED(walk->out) != 0;
     int status = add_steps(plan, walk, target);

@@ -14,8 +14,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
+#include "deferred.h"
 #include "extobj.h"
 #include "ufunc_object.h"
 
@@ -61,9 +62,8 @@ npy_deferred_report(npy_deferred_errors *errors)
     int result = 0;
     for (int i = 0; reporting && i < errors->n; i++) {
         npy_deferred_error *error = &errors->items[i];
-        const char *name = error->ufunc == NULL
-                                   ? "cast"
-                                   : ufunc_get_name_cstr(error->ufunc);
+        const char *name =
+                error->ufunc == NULL ? "cast" : ufunc_get_name_cstr(error->ufunc);
         if (result == 0) {
             result = PyUFunc_handlefperr(name, error->errmask, error->errfunc,
                                          error->status);

@@ -18,6 +18,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "numpy/arrayobject.h"
+
 #include "deferred.h"
 
 #include <stdlib.h>

@@ -20,6 +20,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "numpy/arrayobject.h"
+
 #include "deferred.h"
 
 /* Chained buckets; the number of buckets is a power of two, or 0 at first. */

@@ -19,10 +19,11 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "deferred.h"
+#include "numpy/arrayobject.h"
 
 #include "convert_datatype.h"
 #include "ctors.h"
+#include "deferred.h"
 #include "extobj.h"
 #include "lowlevel_strided_loops.h"
 #include "mem_overlap.h"
@@ -30,9 +31,9 @@
 /* ufunc_object.c's NPY_UFUNC_DEFAULT_INPUT_FLAGS and _OUTPUT_FLAGS. */
 #define EAGER_INPUT_FLAGS \
     (NPY_ITER_READONLY | NPY_ITER_ALIGNED | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE)
-#define EAGER_OUTPUT_FLAGS                                                 \
-    (NPY_ITER_WRITEONLY | NPY_ITER_ALIGNED | NPY_ITER_ALLOCATE |           \
-     NPY_ITER_NO_BROADCAST | NPY_ITER_NO_SUBTYPE |                         \
+#define EAGER_OUTPUT_FLAGS                                       \
+    (NPY_ITER_WRITEONLY | NPY_ITER_ALIGNED | NPY_ITER_ALLOCATE | \
+     NPY_ITER_NO_BROADCAST | NPY_ITER_NO_SUBTYPE |               \
      NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE)
 
 NPY_NO_EXPORT PyArrayObject *
@@ -40,9 +41,9 @@ npy_deferred_array_over(PyArrayObject *like, void *memory)
 {
     Py_INCREF(PyArray_DESCR(like));
     return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, PyArray_DESCR(like), PyArray_NDIM(like),
-            PyArray_DIMS(like), PyArray_STRIDES(like), memory,
-            NPY_ARRAY_WRITEABLE, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+            &PyArray_Type, PyArray_DESCR(like), PyArray_NDIM(like), PyArray_DIMS(like),
+            PyArray_STRIDES(like), memory, NPY_ARRAY_WRITEABLE, NULL, NULL,
+            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
 NPY_NO_EXPORT PyArrayObject *
@@ -50,9 +51,8 @@ npy_deferred_constant_array(npy_deferred_node *node, int i)
 {
     Py_INCREF(node->descrs[i]);
     return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, node->descrs[i], 0, NULL, NULL,
-            node->operands[i].constant, 0, NULL, NULL,
-            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+            &PyArray_Type, node->descrs[i], 0, NULL, NULL, node->operands[i].constant,
+            0, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
 NPY_NO_EXPORT npy_intp
@@ -72,8 +72,8 @@ contiguous_stand_in(PyArrayObject *array, PyArray_Descr *descr, void *memory)
 {
     Py_INCREF(descr);
     return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, descr, PyArray_NDIM(array), PyArray_DIMS(array),
-            NULL, memory, 0, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+            &PyArray_Type, descr, PyArray_NDIM(array), PyArray_DIMS(array), NULL,
+            memory, 0, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
 /*
@@ -102,13 +102,11 @@ stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
         if (op[i] == NULL) {
             return -1;
         }
-        if (!trivial ||
-            npy_deferred_readable_in_place(op[i], node->descrs[i])) {
+        if (!trivial || npy_deferred_readable_in_place(op[i], node->descrs[i])) {
             continue;
         }
         if (PyArray_NDIM(op[i]) == 1 && PyArray_DIM(op[i], 0) <= buffersize) {
-            Py_SETREF(op[i], contiguous_stand_in(op[i], node->descrs[i],
-                                                 nowhere));
+            Py_SETREF(op[i], contiguous_stand_in(op[i], node->descrs[i], nowhere));
             if (op[i] == NULL) {
                 return -1;
             }
@@ -119,8 +117,7 @@ stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
     }
     Py_INCREF(out);
     op[node->nin] = out;
-    return trivial &&
-           npy_deferred_readable_in_place(out, node->descrs[node->nin]);
+    return trivial && npy_deferred_readable_in_place(out, node->descrs[node->nin]);
 }
 
 /* The strides of try_trivial_single_output_loop; 0 when it would decline. */
@@ -136,8 +133,7 @@ trivial_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp strides[]
             continue;
         }
         if (ndim != PyArray_NDIM(out) ||
-            !PyArray_CompareLists(PyArray_DIMS(op[i]), PyArray_DIMS(out),
-                                  ndim)) {
+            !PyArray_CompareLists(PyArray_DIMS(op[i]), PyArray_DIMS(out), ndim)) {
             return 0;
         }
         if (ndim == 1) {
@@ -156,8 +152,8 @@ trivial_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp strides[]
 }
 
 static int
-iterator_strides(npy_deferred_node *node, PyArrayObject *op[],
-                 npy_intp buffersize, npy_intp strides[])
+iterator_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp buffersize,
+                 npy_intp strides[])
 {
     npy_uint32 op_flags[NPY_DEFERRED_MAX_NIN + 1];
     for (int i = 0; i < node->nin; i++) {
@@ -167,10 +163,9 @@ iterator_strides(npy_deferred_node *node, PyArrayObject *op[],
     NpyIter *iter = NpyIter_AdvancedNew(
             node->nin + 1, op,
             NPY_ITER_EXTERNAL_LOOP | NPY_ITER_REFS_OK | NPY_ITER_ZEROSIZE_OK |
-                    NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
-                    NPY_ITER_DELAY_BUFALLOC,
-            node->order, NPY_UNSAFE_CASTING, op_flags, node->descrs, -1, NULL,
-            NULL, buffersize);
+                    NPY_ITER_BUFFERED | NPY_ITER_GROWINNER | NPY_ITER_DELAY_BUFALLOC,
+            node->order, NPY_UNSAFE_CASTING, op_flags, node->descrs, -1, NULL, NULL,
+            buffersize);
     if (iter == NULL) {
         return -1;
     }
@@ -185,10 +180,8 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
     PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 1] = {NULL};
     /* Not `out` itself: another iterator may be about to write to it. */
     PyArrayObject *result =
-            out != NULL
-                    ? npy_deferred_array_over(out, PyArray_BYTES(out))
-                    : npy_deferred_array_over(node->array,
-                                              npy_deferred_guard(1));
+            out != NULL ? npy_deferred_array_over(out, PyArray_BYTES(out))
+                        : npy_deferred_array_over(node->array, npy_deferred_guard(1));
     if (result == NULL) {
         return -1;
     }
@@ -223,8 +216,7 @@ static int
 is_direct(const npy_deferred_expression *expression, PyArrayObject *out,
           npy_deferred_target target)
 {
-    int order = PyArray_FLAGS(out) &
-                (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
+    int order = PyArray_FLAGS(out) & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
     if (order == 0 && PyArray_NDIM(out) != 1) {
         return 0;
     }
@@ -247,8 +239,8 @@ is_direct(const npy_deferred_expression *expression, PyArrayObject *out,
 
 NPY_NO_EXPORT int
 npy_deferred_walk_open(npy_deferred_walk *walk,
-                       const npy_deferred_expression *expression,
-                       PyArrayObject *out, npy_deferred_target target)
+                       const npy_deferred_expression *expression, PyArrayObject *out,
+                       npy_deferred_target target)
 {
     int noperands = expression->noperands;
     walk->expression = expression;
@@ -256,11 +248,9 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     walk->iter = NULL;
     if (is_direct(expression, out, target)) {
         for (int i = 0; i <= noperands; i++) {
-            PyArrayObject *array =
-                    i < noperands ? expression->operands[i] : out;
-            walk->strides[i] = PyArray_NDIM(array) == 1
-                                       ? PyArray_STRIDE(array, 0)
-                                       : PyArray_ITEMSIZE(array);
+            PyArrayObject *array = i < noperands ? expression->operands[i] : out;
+            walk->strides[i] = PyArray_NDIM(array) == 1 ? PyArray_STRIDE(array, 0)
+                                                        : PyArray_ITEMSIZE(array);
         }
         return 1;
     }
@@ -270,8 +260,8 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     PyArrayObject *op[NPY_DEFERRED_MAX_OPERANDS + 1];
     npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
     PyArray_Descr *dtypes[NPY_DEFERRED_MAX_OPERANDS + 1];
-    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_BUFFERED |
-                       NPY_ITER_GROWINNER | NPY_ITER_DELAY_BUFALLOC;
+    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
+                       NPY_ITER_DELAY_BUFALLOC;
     if (target != NPY_DEFERRED_FRESH) {
         flags |= NPY_ITER_COPY_IF_OVERLAP;
     }
@@ -285,8 +275,8 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
                           NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
     dtypes[noperands] = PyArray_DESCR(out);
     walk->iter = NpyIter_AdvancedNew(noperands + 1, op, flags, NPY_KEEPORDER,
-                                     NPY_NO_CASTING, op_flags, dtypes, -1, NULL,
-                                     NULL, npy_deferred_buffer_size());
+                                     NPY_NO_CASTING, op_flags, dtypes, -1, NULL, NULL,
+                                     npy_deferred_buffer_size());
     if (walk->iter == NULL) {
         return -1;
     }

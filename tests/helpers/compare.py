@@ -1,4 +1,5 @@
 """Run something eagerly and deferred, and compare all that can be seen."""
+
 import contextlib
 import warnings
 from typing import NamedTuple
@@ -6,8 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-_FLAGS = ("c_contiguous", "f_contiguous", "owndata", "writeable", "aligned",
-          "writebackifcopy")
+_FLAGS = (
+    "c_contiguous",
+    "f_contiguous",
+    "owndata",
+    "writeable",
+    "aligned",
+    "writebackifcopy",
+)
 #: Bytes of a long double that count; the rest is padding.
 _LONGDOUBLE_BYTES = 10 if np.finfo(np.longdouble).nmant == 63 else None
 
@@ -62,13 +69,15 @@ def observe(call, *args):
         try:
             result = call(*args)
             results = tuple(
-                map(see, result if isinstance(result, tuple) else (result,)))
+                map(see, result if isinstance(result, tuple) else (result,))
+            )
         except Exception as exc:
             error = (type(exc), str(exc))
         finally:
             result = None
-    return Outcome(results, error,
-                   frozenset((w.category, str(w.message)) for w in caught))
+    return Outcome(
+        results, error, frozenset((w.category, str(w.message)) for w in caught)
+    )
 
 
 def observe_both(call, *args):
@@ -92,10 +101,11 @@ def differences(eager, deferred):
     if len(eager.results) != len(deferred.results):
         return [*lines, "number of results"]
     for expected, got in zip(eager.results, deferred.results, strict=True):
-        lines += [f"{field}: eager {_short(one, expected)}, "
-                  f"deferred {_short(other, got)}"
-                  for field, one, other in zip(Seen._fields, expected, got, strict=True)
-                  if one != other]
+        lines += [
+            f"{field}: eager {_short(one, expected)}, deferred {_short(other, got)}"
+            for field, one, other in zip(Seen._fields, expected, got, strict=True)
+            if one != other
+        ]
     return lines
 
 
@@ -150,5 +160,7 @@ def comparison():
     assert compared.ncompared > 0, "nothing was compared"
     if compared.failures:
         shown = "\n".join(compared.failures[:20])
-        pytest.fail(f"{len(compared.failures)} differences in "
-                    f"{compared.ncompared} comparisons:\n{shown}")
+        pytest.fail(
+            f"{len(compared.failures)} differences in "
+            f"{compared.ncompared} comparisons:\n{shown}"
+        )

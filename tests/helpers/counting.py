@@ -1,4 +1,5 @@
 """What np.deferred.stats() counted during a block."""
+
 import contextlib
 from types import SimpleNamespace
 

@@ -1,4 +1,5 @@
 """The ways in which operands lie in memory and meet each other."""
+
 import math
 
 import numpy as np
@@ -39,8 +40,9 @@ def partly_negative(data, shape):
 
 def repeated(data, shape):
     """Stride zero along the first axis."""
-    return np.broadcast_to(data[:math.prod(shape[1:])].reshape(shape[1:]).copy(),
-                           shape)
+    return np.broadcast_to(
+        data[: math.prod(shape[1:])].reshape(shape[1:]).copy(), shape
+    )
 
 
 def unaligned(data, shape):
@@ -54,8 +56,17 @@ def swapped(data, shape):
     return data.reshape(shape).astype(data.dtype.newbyteorder())
 
 
-LAYOUTS = (contiguous, strided, negative, fortran, transposed, partly_negative,
-           repeated, unaligned, swapped)
+LAYOUTS = (
+    contiguous,
+    strided,
+    negative,
+    fortran,
+    transposed,
+    partly_negative,
+    repeated,
+    unaligned,
+    swapped,
+)
 
 #: Around the sizes of SIMD registers and of the blocks of plans.
 LENGTHS = (1, 2, 7, 63, 64, 65, 1023, 1024, 1025, 4097, 10000)
@@ -87,9 +98,13 @@ def arrangements(chars, lengths=LENGTHS):
 def _mixed_arrangements(chars):
     for layout in LAYOUTS[1:]:
         for odd in range(len(chars)):
-            yield f"{layout.__name__}-only-{odd}", [
-                operand(char, (6, 5, 4), i, layout if i == odd else contiguous)
-                for i, char in enumerate(chars)]
+            yield (
+                f"{layout.__name__}-only-{odd}",
+                [
+                    operand(char, (6, 5, 4), i, layout if i == odd else contiguous)
+                    for i, char in enumerate(chars)
+                ],
+            )
     pairs = {
         "column-row": [(40, 1), (1, 33)],
         "row-column": [(1, 33), (40, 1)],
@@ -101,8 +116,13 @@ def _mixed_arrangements(chars):
         "zero-d-right": [(70,), ()],
     }
     for name, shapes in pairs.items():
-        yield name, [operand(char, shape, i)
-                     for i, (char, shape) in enumerate(zip(chars, shapes, strict=True))]
+        yield (
+            name,
+            [
+                operand(char, shape, i)
+                for i, (char, shape) in enumerate(zip(chars, shapes, strict=True))
+            ],
+        )
     for odd in range(len(chars)):
         for value in (0, 3, True, 0.5, -1.0, 2j):
             operands = _uniform(chars, contiguous, (70,))

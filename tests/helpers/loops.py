@@ -1,4 +1,5 @@
 """Every ufunc of the namespace and every loop that can be deferred."""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +37,12 @@ def _is_numeric(types):
 
 
 UFUNCS = _find_ufuncs()
-LOOPS = [Loop(ufunc, types) for ufunc in UFUNCS
-         for types in dict.fromkeys(ufunc.types) if _is_numeric(types)]
+LOOPS = [
+    Loop(ufunc, types)
+    for ufunc in UFUNCS
+    for types in dict.fromkeys(ufunc.types)
+    if _is_numeric(types)
+]
 ELEMENTWISE = [loop for loop in LOOPS if loop.elementwise]
 OTHERS = [loop for loop in LOOPS if not loop.elementwise]
 ELEMENTWISE_UFUNCS = list(dict.fromkeys(loop.ufunc for loop in ELEMENTWISE))

@@ -1,4 +1,5 @@
 """Run Python code in a process of its own."""
+
 import os
 import subprocess
 import sys
@@ -7,11 +8,19 @@ import textwrap
 
 def run_python(code, timeout=120, **environment):
     """The finished process; it inherits no NUMPY_DEFERRED variable."""
-    env = {name: value for name, value in os.environ.items()
-           if not name.startswith("NUMPY_DEFERRED")}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("NUMPY_DEFERRED")
+    }
     env.update(environment)
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)],
-                          env=env, timeout=timeout, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=env,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+    )
 
 
 def output_of(code, **environment):

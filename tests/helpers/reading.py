@@ -4,6 +4,7 @@ Every way to read an array's values that NumPy offers.
 READERS are given `a`, a vector of 12 doubles without NaN, or an array of what
 the key in brackets says; they return something that can be compared.
 """
+
 import copy
 import ctypes
 import io
@@ -28,6 +29,7 @@ def _tofile(a, sep=""):
 
 def _to_real_file(a):
     import tempfile
+
     with tempfile.TemporaryFile() as file:
         a.tofile(file)
         file.seek(0)
@@ -81,7 +83,7 @@ def _address(a):
 
 
 def _ctypes_pointer(a):
-    return a.ctypes.data_as(ctypes.POINTER(ctypes.c_double))[:a.size]
+    return a.ctypes.data_as(ctypes.POINTER(ctypes.c_double))[: a.size]
 
 
 def _subclass(a):
@@ -200,7 +202,7 @@ VECTOR = {
     "mask": lambda a: a[np.arange(12) % 2 == 0],
     "as index": lambda a: np.arange(100)[abs(a).astype(int)],
     "as mask": lambda a: np.arange(12)[a > 3],
-    "slice bound": lambda a: np.arange(50)[int(a[5]):],
+    "slice bound": lambda a: np.arange(50)[int(a[5]) :],
     "take": lambda a: a.take([1, 2]),
     "take as index": lambda a: np.take(np.arange(100), abs(a).astype(int)),
     "np.take out": lambda a: np.take(a, [1, 2], out=np.zeros(2)),
@@ -287,8 +289,9 @@ VECTOR = {
     "repeat": lambda a: a.repeat(2),
     "repeat counts": lambda a: np.repeat(np.arange(12), abs(a).astype(int)),
     "concatenate": lambda a: np.concatenate([a, np.ones(2), a]),
-    "concatenate cast": lambda a: np.concatenate([a, [1]], dtype="f4",
-                                                 casting="same_kind"),
+    "concatenate cast": lambda a: np.concatenate(
+        [a, [1]], dtype="f4", casting="same_kind"
+    ),
     "concatenate None": lambda a: np.concatenate([a, a], axis=None),
     "stack": lambda a: np.stack([a, a], 1),
     "hstack": lambda a: np.hstack([a, a]),
@@ -309,29 +312,34 @@ VECTOR = {
     "tri": lambda a: np.tril(a[:9].reshape(3, 3)),
     "copyto": lambda a: (lambda d: (np.copyto(d, a), d)[1])(np.zeros(12)),
     "assign": lambda a: (lambda d: (d.__setitem__(..., a), d)[1])(np.zeros(12)),
-    "assign broadcast": lambda a: (
-        lambda d: (d.__setitem__(..., a), d)[1])(np.zeros((2, 12))),
-    "assign object": lambda a: (
-        lambda d: (d.__setitem__(..., a), d)[1])(np.zeros(12, object)),
-    "assign string": lambda a: (
-        lambda d: (d.__setitem__(..., a), d)[1])(np.zeros(12, "U5")),
-    "assign field": lambda a: (
-        lambda d: (d.__setitem__("x", a), d.tolist())[1])(np.zeros(12, "f4, f8")
-                                                       .astype([("w", "f4"),
-                                                                ("x", "f8")])),
-    "assign fancy": lambda a: (
-        lambda d: (d.__setitem__(np.arange(12)[::-1], a), d)[1])(np.zeros(12)),
-    "assign mask": lambda a: (
-        lambda d: (d.__setitem__(d == 0, a), d)[1])(np.zeros(12)),
+    "assign broadcast": lambda a: (lambda d: (d.__setitem__(..., a), d)[1])(
+        np.zeros((2, 12))
+    ),
+    "assign object": lambda a: (lambda d: (d.__setitem__(..., a), d)[1])(
+        np.zeros(12, object)
+    ),
+    "assign string": lambda a: (lambda d: (d.__setitem__(..., a), d)[1])(
+        np.zeros(12, "U5")
+    ),
+    "assign field": lambda a: (lambda d: (d.__setitem__("x", a), d.tolist())[1])(
+        np.zeros(12, "f4, f8").astype([("w", "f4"), ("x", "f8")])
+    ),
+    "assign fancy": lambda a: (lambda d: (d.__setitem__(np.arange(12)[::-1], a), d)[1])(
+        np.zeros(12)
+    ),
+    "assign mask": lambda a: (lambda d: (d.__setitem__(d == 0, a), d)[1])(np.zeros(12)),
     "assign flat": lambda a: (lambda d: (setattr(d, "flat", a), d)[1])(np.zeros(12)),
-    "assign real": lambda a: (
-        lambda d: (setattr(d, "real", a), d)[1])(np.zeros(12, complex)),
-    "assign from row": lambda a: (
-        lambda d: (d.__setitem__(1, a), d)[1])(np.zeros((2, 12))),
+    "assign real": lambda a: (lambda d: (setattr(d, "real", a), d)[1])(
+        np.zeros(12, complex)
+    ),
+    "assign from row": lambda a: (lambda d: (d.__setitem__(1, a), d)[1])(
+        np.zeros((2, 12))
+    ),
     "fill": lambda a: (lambda d: (d.fill(a[2]), d)[1])(np.zeros(3)),
     "put values": lambda a: (lambda d: (d.put([1, 2], a), d)[1])(np.zeros(4)),
-    "put index": lambda a: (
-        lambda d: (d.put(abs(a).astype(int), 1), d)[1])(np.zeros(50)),
+    "put index": lambda a: (lambda d: (d.put(abs(a).astype(int), 1), d)[1])(
+        np.zeros(50)
+    ),
     "place": lambda a: (lambda d: (np.place(d, d == 0, a), d)[1])(np.zeros(4)),
     "putmask": lambda a: (lambda d: (np.putmask(d, a > 3, a), d)[1])(np.zeros(12)),
     # sorting and searching
@@ -398,10 +406,12 @@ VECTOR = {
     "reduceat": lambda a: np.add.reduceat(a, [0, 3, 5]),
     "reduceat index": lambda a: np.add.reduceat(np.arange(99), abs(a).astype(int)),
     "ufunc.outer": lambda a: np.add.outer(a, a),
-    "ufunc.at values": lambda a: (
-        lambda d: (np.add.at(d, [0, 1] * 6, a), d)[1])(np.zeros(2)),
-    "ufunc.at index": lambda a: (
-        lambda d: (np.add.at(d, abs(a).astype(int), 1), d)[1])(np.zeros(50)),
+    "ufunc.at values": lambda a: (lambda d: (np.add.at(d, [0, 1] * 6, a), d)[1])(
+        np.zeros(2)
+    ),
+    "ufunc.at index": lambda a: (lambda d: (np.add.at(d, abs(a).astype(int), 1), d)[1])(
+        np.zeros(50)
+    ),
     "ufunc.at target": lambda a: (np.add.at(a, [0, 0], 1), a)[1],
     "ufunc where": lambda a: np.add(a, 1, out=np.zeros(12), where=a > 3),
     "divmod": lambda a: np.divmod(a, 2),
@@ -423,8 +433,9 @@ VECTOR = {
     "vecdot": lambda a: np.vecdot(a, a),
     "einsum": lambda a: np.einsum("i,i->", a, a),
     "einsum view": lambda a: np.einsum("ii->i", a[:9].reshape(3, 3)),
-    "einsum optimize": lambda a: np.einsum("i,j,ij->", a[:3], a[:3],
-                                           a[:9].reshape(3, 3), optimize=True),
+    "einsum optimize": lambda a: np.einsum(
+        "i,j,ij->", a[:3], a[:3], a[:9].reshape(3, 3), optimize=True
+    ),
     "cross": lambda a: np.cross(a[:3], a[3:6]),
     "convolve": lambda a: np.convolve(a, a[:3]),
     "correlate": lambda a: np.correlate(a, a[:3]),
@@ -463,15 +474,21 @@ VECTOR = {
     # iteration
     "nditer": _nditer,
     "nditer external": lambda a: _nditer(a, ["external_loop"]),
-    "nditer buffered": lambda a: _nditer(a, ["buffered", "external_loop"],
-                                         op_dtypes=["f4"], casting="same_kind"),
+    "nditer buffered": lambda a: _nditer(
+        a, ["buffered", "external_loop"], op_dtypes=["f4"], casting="same_kind"
+    ),
     "nditer two": lambda a: _nditer([a, a[::-1]]),
     "nditer operands": lambda a: np.nditer(a).operands[0],
     "nditer itviews": lambda a: np.nditer(a).itviews[0],
-    "nditer write": lambda a: ([item.__setitem__(..., 1) for item in np.nditer(
-        a, op_flags=["readwrite"])], a)[1],
-    "nested_iters": lambda a: [[float(y) for y in j] for i, j in [
-        np.nested_iters(a.reshape(3, 4), [[0], [1]])] for _ in i],
+    "nditer write": lambda a: (
+        [item.__setitem__(..., 1) for item in np.nditer(a, op_flags=["readwrite"])],
+        a,
+    )[1],
+    "nested_iters": lambda a: [
+        [float(y) for y in j]
+        for i, j in [np.nested_iters(a.reshape(3, 4), [[0], [1]])]
+        for _ in i
+    ],
     "ndindex": lambda a: [a[i] for i in np.ndindex(a.shape)],
     "c iterator": lambda a: [next(a.flat) for _ in range(2)],
     # comparisons and tests
@@ -482,12 +499,12 @@ VECTOR = {
     "assert_array_equal": lambda a: np.testing.assert_array_equal(a, a.copy()),
     "assert_allclose": lambda a: np.testing.assert_allclose(a, a + 1e-12),
     "assert_equal fails": lambda a: _assert_raises(
-        np.testing.assert_array_equal, a, a + 1),
+        np.testing.assert_array_equal, a, a + 1
+    ),
     "assert_array_less": lambda a: np.testing.assert_array_less(a, a + 1),
     "may_share_memory": lambda a: np.may_share_memory(a, a[2:]),
     "shares_memory": lambda a: np.shares_memory(a, a[2:]),
-    "byte_bounds": lambda a: (lambda b: b[1] - b[0])(
-        np.lib.array_utils.byte_bounds(a)),
+    "byte_bounds": lambda a: (lambda b: b[1] - b[0])(np.lib.array_utils.byte_bounds(a)),
     "can_cast": lambda a: np.can_cast(a.dtype, "f4"),
     "min_scalar_type": lambda a: np.min_scalar_type(a),
     "result_type": lambda a: np.result_type(a, 1),
@@ -511,8 +528,9 @@ VECTOR = {
     "unpackbits": lambda a: np.unpackbits(abs(a).astype("u1")),
     "unravel_index": lambda a: np.unravel_index(abs(a[:3]).astype(int), (9, 9)),
     "ravel_multi_index": lambda a: np.ravel_multi_index([[1, 2], [0, 1]], (3, 3)),
-    "busday": lambda a: np.busday_count("2000-01-03", (
-        np.datetime64("2000-02-01") + abs(a).astype("m8[D]"))),
+    "busday": lambda a: np.busday_count(
+        "2000-01-03", (np.datetime64("2000-02-01") + abs(a).astype("m8[D]"))
+    ),
     "rec.fromarrays": lambda a: np.rec.fromarrays([a, a])["f1"],
     "lookfor base": lambda a: a[2:].base is a,
 }

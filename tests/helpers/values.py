@@ -1,4 +1,5 @@
 """Input values for every numeric dtype: all that is special, and some noise."""
+
 import functools
 
 import numpy as np
@@ -13,8 +14,11 @@ _COMPLEX_PARTS = (0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.nan, 1e-3)
 
 def _nans(dtype):
     """Quiet NaNs of both signs with a payload, where the format is known."""
-    patterns = {"e": (0x7E01, 0xFE55), "f": (0x7FC00001, 0xFFC12345),
-                "d": (0x7FF8000000000001, 0xFFF8123456789ABC)}
+    patterns = {
+        "e": (0x7E01, 0xFE55),
+        "f": (0x7FC00001, 0xFFC12345),
+        "d": (0x7FF8000000000001, 0xFFF8123456789ABC),
+    }
     if dtype.char not in patterns:
         return np.array([np.nan, -np.nan], dtype)
     return np.array(patterns[dtype.char], f"u{dtype.itemsize}").view(dtype)
@@ -22,11 +26,21 @@ def _nans(dtype):
 
 def _special_floats(dtype):
     info = np.finfo(dtype)
-    limits = [info.max, -info.max, info.tiny, -info.tiny, info.eps,
-              info.smallest_subnormal, -info.smallest_subnormal,
-              info.smallest_subnormal * 5, np.inf, -np.inf]
-    return np.concatenate([np.array(_FLOATS, dtype), np.array(limits, dtype),
-                           _nans(dtype)])
+    limits = [
+        info.max,
+        -info.max,
+        info.tiny,
+        -info.tiny,
+        info.eps,
+        info.smallest_subnormal,
+        -info.smallest_subnormal,
+        info.smallest_subnormal * 5,
+        np.inf,
+        -np.inf,
+    ]
+    return np.concatenate(
+        [np.array(_FLOATS, dtype), np.array(limits, dtype), _nans(dtype)]
+    )
 
 
 def _special_integers(dtype):

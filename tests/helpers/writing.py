@@ -6,6 +6,7 @@ function that writes later, when it is called: the handle may be taken before
 or after the memory becomes an operand.  All of them are given (a view of) a
 one-dimensional, contiguous array of doubles with at least eight elements.
 """
+
 import ctypes
 import io
 import pickle
@@ -33,8 +34,13 @@ def _nditer(a):
 
 
 def _buffered_nditer(a):
-    with np.nditer(a, ["buffered", "external_loop"], ["readwrite"],
-                   op_dtypes=["f4"], casting="same_kind") as it:
+    with np.nditer(
+        a,
+        ["buffered", "external_loop"],
+        ["readwrite"],
+        op_dtypes=["f4"],
+        casting="same_kind",
+    ) as it:
         for item in it:
             item *= 2
 
@@ -124,7 +130,8 @@ WRITERS = {
     "masked array": lambda a: _set(np.ma.array(a, copy=False), 1, 7.0),
     "as_strided": lambda a: _set(np.lib.stride_tricks.as_strided(a, (3,)), 1, 7.0),
     "windows": lambda a: _set(
-        np.lib.stride_tricks.sliding_window_view(a, 2, writeable=True), (1, 1), 7.0),
+        np.lib.stride_tricks.sliding_window_view(a, 2, writeable=True), (1, 1), 7.0
+    ),
     "from_dlpack": lambda a: _set(np.from_dlpack(a), 1, 7.0),
     "asarray": lambda a: _set(np.asarray(a), 1, 7.0),
     "require": lambda a: _set(np.require(a, "f8", "CW"), 1, 7.0),
@@ -196,8 +203,9 @@ def _nditer_view(a):
 
 
 def _nested_iters(a):
-    outer, inner = np.nested_iters(a[:8].reshape(2, 4), [[0], [1]],
-                                   op_flags=["readwrite"])
+    outer, inner = np.nested_iters(
+        a[:8].reshape(2, 4), [[0], [1]], op_flags=["readwrite"]
+    )
     next(outer)
     item = next(inner)
     return lambda: _set(item, ..., 7.0)
@@ -233,7 +241,8 @@ HANDLES = {
     "masked array": lambda a: _later(np.ma.array(a, copy=False)),
     "field": lambda a: _later(a.view([("x", "f8")])["x"]),
     "record": lambda a: (lambda rec: lambda: _set(rec, "x", 7.0))(
-        a.view([("x", "f8")])[1]),
+        a.view([("x", "f8")])[1]
+    ),
     "as_strided": lambda a: _later(np.lib.stride_tricks.as_strided(a, (3,))),
     "ndarray over array": lambda a: _later(np.ndarray((2,), "f8", a)),
     "ndarray over buffer": lambda a: _later(np.ndarray((2,), "f8", a.data)),
