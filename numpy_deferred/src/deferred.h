@@ -152,7 +152,8 @@ npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr);
 static inline int
 npy_deferred_drops_imaginary(PyArray_Descr *from, PyArray_Descr *to)
 {
-    return PyTypeNum_ISCOMPLEX(from->type_num) && !PyTypeNum_ISCOMPLEX(to->type_num);
+    return PyTypeNum_ISCOMPLEX(from->type_num) && !PyTypeNum_ISCOMPLEX(to->type_num) &&
+           to->type_num != NPY_BOOL;
 }
 
 /* ---- usage.c: counts and marks on operands ---- */
