@@ -1,9 +1,18 @@
 """Fixtures of all tests."""
 
 import gc
+import os
+
+# Small arrays show bugs that large ones hide.  Read when NumPy is imported.
+os.environ["NUMPY_DEFERRED_MIN_BYTES"] = "0"
 
 import numpy as np
 import pytest
+
+
+def pytest_sessionstart():
+    with np.deferredstate(True):
+        assert (np.zeros(1) + 1).flags.deferred, "NumPy was imported before this"
 
 
 @pytest.fixture(autouse=True)

@@ -273,13 +273,14 @@ class TestEnvironment:
             """
         assert output_of(code, NUMPY_DEFERRED_MIN_BYTES=nbytes) == expected
 
-    def test_everything_is_deferred_by_default(self):
+    def test_small_results_are_not_deferred_by_default(self):
         code = """
             import numpy as np
             np.setdeferred(True)
-            print((np.ones(1, bool) | True).flags.deferred)
+            for n in (4095, 4096):
+                print((np.ones(n) + 1).flags.deferred)
             """
-        assert output_of(code) == "True"
+        assert output_of(code, NUMPY_DEFERRED_MIN_BYTES="").split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("name", ["setdeferred", "getdeferred", "deferredstate"])

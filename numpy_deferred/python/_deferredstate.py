@@ -42,6 +42,9 @@ def setdeferred(state):
 
     Notes
     -----
+    Results of less than 32 KiB are computed at once, as deferring them does not
+    pay; the environment variable ``NUMPY_DEFERRED_MIN_BYTES`` gives another limit.
+
     Like the error state, the deferred state belongs to the context
     (:mod:`contextvars`): threads and asyncio tasks have their own.
 
@@ -49,11 +52,11 @@ def setdeferred(state):
     --------
     >>> import numpy as np
     >>> previous = np.setdeferred(True)
-    >>> a = np.arange(3.)
+    >>> a = np.arange(10_000.)
     >>> x = a*a + 1
     >>> x.flags.deferred
     True
-    >>> x
+    >>> x[:3]
     array([1., 2., 5.])
     >>> x.flags.deferred
     False
@@ -105,13 +108,13 @@ class deferredstate:
     Examples
     --------
     >>> import numpy as np
-    >>> a, b, c, d = np.ones((4, 1000))
+    >>> a, b, c, d = np.ones((4, 10_000))
     >>> with np.deferredstate(True):
     ...     x = a*b + c*d
     >>> x.flags.deferred
     True
     >>> x.sum()
-    np.float64(2000.0)
+    np.float64(20000.0)
 
     >>> @np.deferredstate(True)
     ... def f(x):

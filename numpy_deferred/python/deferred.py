@@ -49,7 +49,7 @@ def calculate(*arrays):
     --------
     >>> import numpy as np
     >>> with np.deferredstate(True):
-    ...     x = np.ones(3) + 1
+    ...     x = np.ones(10_000) + 1
     >>> np.deferred.calculate(x)
     >>> x.flags.deferred
     False
@@ -68,7 +68,7 @@ def calculate_all():
     --------
     >>> import numpy as np
     >>> with np.deferredstate(True):
-    ...     x = np.ones(3) + 1
+    ...     x = np.ones(10_000) + 1
     ...     y = x * 2
     >>> np.deferred.calculate_all()
     >>> x.flags.deferred, y.flags.deferred
@@ -94,7 +94,7 @@ def usage_count(a):
     Examples
     --------
     >>> import numpy as np
-    >>> a = np.ones(3)
+    >>> a = np.ones(10_000)
     >>> with np.deferredstate(True):
     ...     x = a + 1
     >>> np.deferred.usage_count(a)
@@ -125,7 +125,7 @@ def stats():
     >>> import numpy as np
     >>> before = np.deferred.stats()["captured"]
     >>> with np.deferredstate(True):
-    ...     x = np.ones(3) + 1
+    ...     x = np.ones(10_000) + 1
     >>> np.deferred.stats()["captured"] - before
     1
     """

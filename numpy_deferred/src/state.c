@@ -5,7 +5,8 @@
  * The state lives in a context variable, as the error state does, so threads
  * and asyncio tasks have their own.  Values are True, False and None; None
  * defers while the error state ignores everything.  The environment is read
- * once, at import: NUMPY_DEFERRED gives the state contexts start with.
+ * once, at import: NUMPY_DEFERRED gives the state contexts start with, and
+ * NUMPY_DEFERRED_MIN_BYTES the size from which results are worth deferring.
  *
  * npy_deferred_state_used keeps the price of a ufunc call down where nobody
  * ever asked for deferral: the context variable is not looked at then.
@@ -26,7 +27,8 @@
 #include <string.h>
 
 NPY_NO_EXPORT int npy_deferred_state_used = 0;
-NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 0;
+/* Where two to four operations break even with eager NumPy, measured. */
+NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 32768;
 NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode =
         NPY_DEFERRED_GUARD_QUIET;
 

@@ -7,12 +7,16 @@ import textwrap
 
 
 def run_python(code, timeout=120, **environment):
-    """The finished process; it inherits no NUMPY_DEFERRED variable."""
+    """
+    The finished process; it inherits no NUMPY_DEFERRED variable, but defers the
+    smallest arrays, as the tests do.
+    """
     env = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("NUMPY_DEFERRED")
     }
+    env["NUMPY_DEFERRED_MIN_BYTES"] = "0"
     env.update(environment)
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
