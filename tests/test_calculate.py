@@ -118,6 +118,17 @@ class TestCalculateAll:
             np.seterr(**before)
         assert not x.flags.deferred
 
+    def test_errstate_raises_once(self):
+        """An error that nobody reads does not come at every change of the state."""
+        with np.errstate(divide="raise"):
+            x = vector() / 0
+            with pytest.raises(FloatingPointError), np.errstate(all="ignore"):
+                pass
+            with np.errstate(all="ignore"):
+                assert x.flags.deferred
+            with pytest.raises(FloatingPointError):
+                x.sum()
+
     def test_errstate_flushes(self):
         x = vector() + 1
         with np.errstate(all="ignore"):

@@ -74,6 +74,7 @@ struct npy_deferred_node {
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands;
     int nevaluated;      /* how often the values were computed, not kept */
+    int failed;          /* its calculation has raised, in a flush */
     npy_uint64 visited;  /* the last traversal that came here */
     int nuses, position; /* in that traversal: consumers; index of the node */
     void *computed;      /* memory with the values, while errors are reported */

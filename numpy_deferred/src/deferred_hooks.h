@@ -84,6 +84,14 @@ NPY_NO_EXPORT int
 npy_deferred_calculate_all(void);
 
 /*
+ * Call before the error state changes: calculates all pending arrays.  One that
+ * raises stays deferred, and raises again when it is read, but not here: the
+ * next change of the error state is somebody else's.  Returns 0 or -1.
+ */
+NPY_NO_EXPORT int
+npy_deferred_before_errstate(void);
+
+/*
  * Call before the memory, shape, strides, dtype or flags of an array change:
  * calculates the array itself and all that depends on its memory, and gives
  * the operand its WRITEABLE flag back.  Returns 0 or -1.  Needs the GIL.

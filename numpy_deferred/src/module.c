@@ -56,6 +56,15 @@ calculate_all(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 }
 
 static PyObject *
+before_errstate(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    if (npy_deferred_before_errstate() < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 usage_count(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
     if (!PyArray_Check(arg)) {
@@ -84,6 +93,7 @@ static PyMethodDef methods[] = {
         {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate, METH_FASTCALL,
          NULL},
         {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
+        {"_deferred_before_errstate", before_errstate, METH_NOARGS, NULL},
         {"_deferred_usage_count", usage_count, METH_O, NULL},
         {"_deferred_stats", stats, METH_NOARGS, NULL},
         {NULL, NULL, 0, NULL},

@@ -242,6 +242,7 @@ calculate_if_pending(npy_deferred_node *node, PyObject *error[3])
     }
     Py_INCREF(array);
     if (npy_deferred_calculate(array) < 0) {
+        node->failed = 1;
         if (error[0] == NULL) {
             PyErr_Fetch(&error[0], &error[1], &error[2]);
         }
@@ -262,8 +263,9 @@ raise_first(PyObject *error[3])
     return -1;
 }
 
-NPY_NO_EXPORT int
-npy_deferred_calculate_all(void)
+/* All pending nodes, or all but those whose error was raised already. */
+static int
+calculate_pending(int skip_failed)
 {
     PyObject *error[3] = {NULL, NULL, NULL};
     /* Nodes that fail stay in the list; go on with those before them. */
@@ -277,10 +279,25 @@ npy_deferred_calculate_all(void)
             return raise_first(error);
         }
         limit = node->serial - 1;
+        if (skip_failed && node->failed) {
+            continue;
+        }
         npy_deferred_node_incref(node);
         calculate_if_pending(node, error);
         npy_deferred_node_decref(node);
     }
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_all(void)
+{
+    return calculate_pending(0);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_before_errstate(void)
+{
+    return calculate_pending(1);
 }
 
 typedef struct {
