@@ -17,7 +17,6 @@ from pathlib import Path
 from .project import ToolError, say
 
 ENVIRONMENT_VARIABLE = "NUMPY_DEFERRED_SDIST"
-DEFAULT_INDEX = "https://pypi.org/simple/"
 WHAT_TO_DO = f"""\
 Without a network, do one of these:
   put the file into downloads/, beside upstream.toml
@@ -148,8 +147,11 @@ def make_session(config):
 def sources(config):
     """Where pip would look, in its order: pairs of PackageFinder's argument, place."""
     places = [("find_links", place) for place in config.get("find-links", "").split()]
+    # Build requirements, like unearth: not there yet when the backend is loaded.
+    from pip._internal.models.index import PyPI
+
     if config.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        indexes = [config.get("index-url", DEFAULT_INDEX)]
+        indexes = [config.get("index-url", PyPI.simple_url)]
         indexes += config.get("extra-index-url", "").split()
         places += [("index_urls", place) for place in indexes]
     return places
