@@ -292,7 +292,9 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *out, npy_deferred_target 
     if (result == 0 && status != 0) {
         result = add_error(errors, node, status);
     }
-    node->nevaluated++;
+    if (result == 0) {
+        node->nevaluated++;
+    }
     if (result == 0 && target == NPY_DEFERRED_ASSIGN) {
         result = PyArray_AssignArray(out, op[node->nin], NULL, NPY_UNSAFE_CASTING);
     }
