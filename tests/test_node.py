@@ -285,6 +285,7 @@ class TestMemory:
             tracemalloc.stop()
         assert a.nbytes <= peak < 1.1 * a.nbytes
 
+    @pytest.mark.filterwarnings("default")
     def test_in_place_needs_nothing(self):
         import tracemalloc
 

@@ -12,6 +12,7 @@ def operands(n, count):
         return [np.arange(n, dtype=float) + i for i in range(count)]
 
 
+@pytest.mark.filterwarnings("default")  # with "error", nothing is fused into out
 class TestNEP:
     """NEP 11, "Example Python Code"."""
 
@@ -177,6 +178,7 @@ class TestTheNumPyArray:
         assert_same(select)
 
 
+@pytest.mark.filterwarnings("default")  # with "error", nothing is fused into out
 class TestTemporaries:
     """A question on temporaries in `a += b * i`."""
 

@@ -75,6 +75,7 @@ npy_deferred_calculate_node(PyArrayObject *arr)
     Py_INCREF(arr);
     npy_deferred_node_incref(node);
     int result = fill_and_report(arr, node, &memory);
+    node->failed = result < 0;
     if (result == 0 && npy_deferred_is(arr)) {
         npy_deferred_commit(arr, memory);
     }

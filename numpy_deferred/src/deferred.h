@@ -55,6 +55,14 @@ struct npy_deferred_operand {
     _Alignas(16) char constant[NPY_DEFERRED_CONSTANT_SIZE];
 };
 
+/* Where an operation was written; all NULL where that is not known. */
+typedef struct {
+    PyCodeObject *code;  /* owned */
+    int instruction;     /* offset in the code */
+    PyObject *module;    /* owned: the module's name */
+    const void *globals; /* not owned: an address to compare */
+} npy_deferred_origin;
+
 /*
  * A pending operation.  References are held by the deferred array, and by
  * whoever works on the node while code that may drop the array can run.
@@ -68,13 +76,14 @@ struct npy_deferred_node {
     PyArrayMethodObject *method;      /* owned */
     /* The error state when the operation was written. */
     int errmask;
-    PyObject *errfunc; /* owned, NULL when errmask is 0 */
-    NPY_ORDER order;   /* the call's order= */
+    PyObject *errfunc;          /* owned, NULL when errmask is 0 */
+    npy_deferred_origin origin; /* only set when errmask is not 0 */
+    NPY_ORDER order;            /* the call's order= */
     int nin;
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands;
     int nevaluated;      /* how often the values were computed, not kept */
-    int failed;          /* its calculation has raised, in a flush */
+    int failed;          /* its calculation has raised, so someone was told */
     npy_uint64 visited;  /* the last traversal that came here */
     int nuses, position; /* in that traversal: consumers; index of the node */
     void *computed;      /* memory with the values, while errors are reported */
@@ -362,6 +371,7 @@ typedef struct {
     PyUFuncObject *ufunc; /* owned; NULL: a cast on assignment */
     int errmask;
     PyObject *errfunc;             /* owned or NULL */
+    npy_deferred_origin origin;    /* owned */
     int status;                    /* NPY_FPE_* */
     const npy_deferred_node *node; /* borrowed, while errors are collected */
 } npy_deferred_error;
@@ -388,6 +398,24 @@ npy_deferred_current_errfunc(int *errmask);
 /* Whether this mask can make a floating-point error an exception. */
 NPY_NO_EXPORT int
 npy_deferred_mask_may_raise(int errmask);
+
+/* ---- origin.c: where operations were written ---- */
+
+NPY_NO_EXPORT int
+npy_deferred_origin_init(void);
+/* Fill an empty origin with the line that is being run. */
+NPY_NO_EXPORT void
+npy_deferred_origin_set(npy_deferred_origin *origin);
+NPY_NO_EXPORT npy_deferred_origin
+npy_deferred_origin_copy(const npy_deferred_origin *origin);
+NPY_NO_EXPORT void
+npy_deferred_origin_clear(npy_deferred_origin *origin);
+/* A RuntimeWarning located there.  Returns 0 or -1 with an exception set. */
+NPY_NO_EXPORT int
+npy_deferred_origin_warn(const npy_deferred_origin *origin, const char *text);
+/* Add it to the current exception, unless that is raised there. */
+NPY_NO_EXPORT void
+npy_deferred_origin_note(const npy_deferred_origin *origin, const char *operation);
 
 /* ---- memory.c: the guard ---- */
 

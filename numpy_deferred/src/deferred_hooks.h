@@ -84,9 +84,10 @@ NPY_NO_EXPORT int
 npy_deferred_calculate_all(void);
 
 /*
- * Call before the error state changes: calculates all pending arrays.  One that
- * raises stays deferred, and raises again when it is read, but not here: the
- * next change of the error state is somebody else's.  Returns 0 or -1.
+ * Call before the error state changes: calculates all pending arrays, but those
+ * that have raised before, here or at a reader.  They stay deferred and raise
+ * when they are read; the change of the error state is somebody else's.  Returns 0 or
+ * -1.
  */
 NPY_NO_EXPORT int
 npy_deferred_before_errstate(void);

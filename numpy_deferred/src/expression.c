@@ -183,10 +183,16 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
 static int
 may_raise(const npy_deferred_expression *expression)
 {
+    int harmless = 0;
     for (int i = 0; i < expression->nnodes; i++) {
-        if (npy_deferred_mask_may_raise(expression->nodes[i]->errmask)) {
+        int errmask = expression->nodes[i]->errmask;
+        if (errmask == harmless) {
+            continue;
+        }
+        if (npy_deferred_mask_may_raise(errmask)) {
             return 1;
         }
+        harmless = errmask;
     }
     return 0;
 }
@@ -206,7 +212,7 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
         last->status |= status;
         return 0;
     }
-    npy_deferred_error error = {NULL, 0, NULL, status, node};
+    npy_deferred_error error = {.status = status, .node = node};
     if (node == NULL) {
         error.errfunc = npy_deferred_current_errfunc(&error.errmask);
         if (error.errfunc == NULL) {
@@ -222,6 +228,7 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
         Py_INCREF(node->errfunc);
         error.errfunc = node->errfunc;
         error.errmask = node->errmask;
+        error.origin = npy_deferred_origin_copy(&node->origin);
     }
     errors->items[errors->n++] = error;
     return 0;

@@ -92,6 +92,7 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         if (node->errfunc == NULL) {
             goto fail;
         }
+        npy_deferred_origin_set(&node->origin);
     }
     for (int i = 0; i < nin; i++) {
         npy_deferred_operand *operand = &node->operands[i];
@@ -200,6 +201,7 @@ npy_deferred_node_decref(npy_deferred_node *node)
     Py_DECREF(node->ufunc);
     Py_DECREF(node->method);
     Py_XDECREF(node->errfunc);
+    npy_deferred_origin_clear(&node->origin);
     PyMem_Free(node);
 }
 
@@ -242,7 +244,6 @@ calculate_if_pending(npy_deferred_node *node, PyObject *error[3])
     }
     Py_INCREF(array);
     if (npy_deferred_calculate(array) < 0) {
-        node->failed = 1;
         if (error[0] == NULL) {
             PyErr_Fetch(&error[0], &error[1], &error[2]);
         }

@@ -20,6 +20,13 @@
 #include "extobj.h"
 #include "ufunc_object.h"
 
+/* An error mask has three bits a category: the UFUNC_ERR_ constants of extobj.c. */
+#define ERR_MODE 7
+#define ERR_WARN 1
+#define ERR_RAISE 2
+#define ERR_CALL 3
+#define ERR_LOG 5
+
 NPY_NO_EXPORT PyObject *
 npy_deferred_current_errfunc(int *errmask)
 {
@@ -33,17 +40,62 @@ npy_deferred_current_errfunc(int *errmask)
     return extobj.pyfunc;
 }
 
+/*
+ * What a filter does to a RuntimeWarning: 1, makes some an exception; 0, nothing
+ * of the kind; -1, decides about all of them, so that no later filter counts.
+ */
+static int
+judge_filter(PyObject *filter)
+{
+    PyObject *action, *message, *category, *module;
+    int lineno;
+    if (!PyTuple_Check(filter) ||
+        !PyArg_ParseTuple(filter, "OOOOi", &action, &message, &category, &module,
+                          &lineno) ||
+        !PyUnicode_Check(action)) {
+        return 1;
+    }
+    int applies = PyObject_IsSubclass(PyExc_RuntimeWarning, category);
+    if (applies <= 0) {
+        return applies < 0;
+    }
+    if (PyUnicode_CompareWithASCIIString(action, "error") == 0) {
+        return 1;
+    }
+    return message == Py_None && module == Py_None && lineno == 0 ? -1 : 0;
+}
+
+/* Whether some filter makes our warnings exceptions; when in doubt it does. */
+static int
+warnings_may_raise(void)
+{
+    PyObject *module = PyImport_ImportModule("warnings");
+    PyObject *filters =
+            module == NULL ? NULL : PyObject_GetAttrString(module, "filters");
+    int judgement = filters == NULL || !PyList_CheckExact(filters);
+    for (Py_ssize_t i = 0; judgement == 0 && i < PyList_GET_SIZE(filters); i++) {
+        PyObject *filter = Py_NewRef(PyList_GET_ITEM(filters, i));
+        judgement = judge_filter(filter);
+        Py_DECREF(filter);
+    }
+    Py_XDECREF(filters);
+    Py_XDECREF(module);
+    PyErr_Clear();
+    return judgement > 0;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_mask_may_raise(int errmask)
 {
-    /* Three bits a category: see the UFUNC_ERR_ constants of extobj.c. */
+    int warns = 0;
     for (; errmask != 0; errmask >>= 3) {
-        int mode = errmask & 7;
-        if (mode == 2 || mode == 3) {
+        int mode = errmask & ERR_MODE;
+        if (mode == ERR_RAISE || mode == ERR_CALL || mode == ERR_LOG) {
             return 1;
         }
+        warns |= mode == ERR_WARN;
     }
-    return 0;
+    return warns && warnings_may_raise();
 }
 
 static int reporting = 1;
@@ -56,18 +108,57 @@ npy_deferred_set_reporting(int report)
     return previous;
 }
 
+static const char *
+operation_name(const npy_deferred_error *error)
+{
+    return error->ufunc == NULL ? "cast" : ufunc_get_name_cstr(error->ufunc);
+}
+
+/* In NumPy's order. */
+static const struct {
+    int status, shift;
+    const char *text;
+} categories[] = {
+        {NPY_FPE_DIVIDEBYZERO, 0, "divide by zero"},
+        {NPY_FPE_OVERFLOW, 3, "overflow"},
+        {NPY_FPE_UNDERFLOW, 6, "underflow"},
+        {NPY_FPE_INVALID, 9, "invalid value"},
+};
+
+/* Only warnings are ours: NumPy's own would point to the line of the reader. */
+static int
+report_error(const npy_deferred_error *error)
+{
+    const char *name = operation_name(error);
+    for (size_t i = 0; i < sizeof(categories) / sizeof(*categories); i++) {
+        int mask = error->errmask & (ERR_MODE << categories[i].shift);
+        int result = 0;
+        if (!(error->status & categories[i].status)) {
+            continue;
+        }
+        if (mask == ERR_WARN << categories[i].shift) {
+            char text[100];
+            PyOS_snprintf(text, sizeof(text), "%s encountered in %s",
+                          categories[i].text, name);
+            result = npy_deferred_origin_warn(&error->origin, text);
+        }
+        else {
+            result = PyUFunc_handlefperr(name, mask, error->errfunc, error->status);
+        }
+        if (result < 0) {
+            npy_deferred_origin_note(&error->origin, name);
+            return -1;
+        }
+    }
+    return 0;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_report(npy_deferred_errors *errors)
 {
     int result = 0;
-    for (int i = 0; reporting && i < errors->n; i++) {
-        npy_deferred_error *error = &errors->items[i];
-        const char *name =
-                error->ufunc == NULL ? "cast" : ufunc_get_name_cstr(error->ufunc);
-        if (result == 0) {
-            result = PyUFunc_handlefperr(name, error->errmask, error->errfunc,
-                                         error->status);
-        }
+    for (int i = 0; reporting && i < errors->n && result == 0; i++) {
+        result = report_error(&errors->items[i]);
     }
     npy_deferred_errors_clear(errors);
     return result;
@@ -79,6 +170,7 @@ npy_deferred_errors_clear(npy_deferred_errors *errors)
     for (int i = 0; i < errors->n; i++) {
         Py_XDECREF(errors->items[i].ufunc);
         Py_XDECREF(errors->items[i].errfunc);
+        npy_deferred_origin_clear(&errors->items[i].origin);
     }
     errors->n = 0;
 }

@@ -76,7 +76,9 @@ def observe(call, *args):
         finally:
             result = None
     return Outcome(
-        results, error, frozenset((w.category, str(w.message)) for w in caught)
+        results,
+        error,
+        frozenset((w.category, str(w.message), w.filename, w.lineno) for w in caught),
     )
 
 

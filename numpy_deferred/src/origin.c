@@ -1,0 +1,156 @@
+/*
+ * Origins: where a deferred operation was written, so that a warning points
+ * there, and not to the line that happens to need the values.
+ *
+ * An origin owns references to the code object of the calling frame and to the
+ * name of its module.  It owns neither frame nor globals: these hold the
+ * user's arrays, and as arrays are not tracked by the garbage collector, such
+ * a cycle would live for ever.  The line is only looked up when it is needed.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "deferred.h"
+
+static struct {
+    PyObject *name, *registry; /* "__name__", "__warningregistry__": immortal */
+} attributes;
+
+NPY_NO_EXPORT int
+npy_deferred_origin_init(void)
+{
+    attributes.name = PyUnicode_InternFromString("__name__");
+    attributes.registry = PyUnicode_InternFromString("__warningregistry__");
+    return attributes.name == NULL || attributes.registry == NULL ? -1 : 0;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_origin_set(npy_deferred_origin *origin)
+{
+    PyFrameObject *frame = PyEval_GetFrame();
+    if (frame == NULL) {
+        return;
+    }
+    origin->code = PyFrame_GetCode(frame);
+    origin->instruction = PyFrame_GetLasti(frame);
+    PyObject *globals = PyEval_GetGlobals();
+    origin->globals = globals;
+    origin->module = Py_XNewRef(PyDict_GetItemWithError(globals, attributes.name));
+    if (origin->module == NULL) {
+        PyErr_Clear();
+    }
+}
+
+NPY_NO_EXPORT npy_deferred_origin
+npy_deferred_origin_copy(const npy_deferred_origin *origin)
+{
+    Py_XINCREF(origin->code);
+    Py_XINCREF(origin->module);
+    return *origin;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_origin_clear(npy_deferred_origin *origin)
+{
+    Py_CLEAR(origin->code);
+    Py_CLEAR(origin->module);
+}
+
+static int
+line_of(const npy_deferred_origin *origin)
+{
+    return PyCode_Addr2Line(origin->code, origin->instruction);
+}
+
+/*
+ * What keeps a warning from being shown twice for a line: new reference, or
+ * NULL where the globals cannot be had.  Code that was run by exec() in a
+ * namespace of its own is such a case: its warnings are shown each time.
+ */
+static PyObject *
+warning_registry(const npy_deferred_origin *origin)
+{
+    PyObject *module = origin->module == NULL || !PyUnicode_Check(origin->module)
+                               ? NULL
+                               : PyImport_GetModule(origin->module);
+    if (module == NULL || !PyModule_Check(module) ||
+        PyModule_GetDict(module) != origin->globals) {
+        Py_XDECREF(module);
+        return NULL;
+    }
+    PyObject *globals = PyModule_GetDict(module);
+    PyObject *registry =
+            Py_XNewRef(PyDict_GetItemWithError(globals, attributes.registry));
+    if (registry == NULL && !PyErr_Occurred()) {
+        registry = PyDict_New();
+        if (registry != NULL &&
+            PyDict_SetItem(globals, attributes.registry, registry) < 0) {
+            Py_CLEAR(registry);
+        }
+    }
+    Py_DECREF(module);
+    return registry;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_origin_warn(const npy_deferred_origin *origin, const char *text)
+{
+    if (origin->code == NULL) {
+        return PyErr_WarnEx(PyExc_RuntimeWarning, text, 1);
+    }
+    PyObject *registry = warning_registry(origin);
+    if (registry == NULL && PyErr_Occurred()) {
+        return -1;
+    }
+    int result = -1;
+    PyObject *message = PyUnicode_FromString(text);
+    if (message != NULL) {
+        result = PyErr_WarnExplicitObject(PyExc_RuntimeWarning, message,
+                                          origin->code->co_filename, line_of(origin),
+                                          origin->module, registry);
+        Py_DECREF(message);
+    }
+    Py_XDECREF(registry);
+    return result;
+}
+
+static int
+is_here(const npy_deferred_origin *origin)
+{
+    npy_deferred_origin here = {NULL};
+    npy_deferred_origin_set(&here);
+    int same = here.code == origin->code && line_of(&here) == line_of(origin);
+    npy_deferred_origin_clear(&here);
+    return same;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_origin_note(const npy_deferred_origin *origin, const char *operation)
+{
+    PyObject *type, *value, *traceback;
+    if (origin->code == NULL) {
+        return;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (!is_here(origin)) {
+        PyObject *note = PyUnicode_FromFormat(
+                "the deferred operation, %s, was written in %U, "
+                "line %d",
+                operation, origin->code->co_filename, line_of(origin));
+        PyObject *done =
+                note == NULL ? NULL : PyObject_CallMethod(value, "add_note", "O", note);
+        Py_XDECREF(note);
+        Py_XDECREF(done);
+        /* The exception is what matters; it can do without. */
+        PyErr_Clear();
+    }
+    PyErr_Restore(type, value, traceback);
+}

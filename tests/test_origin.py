@@ -1,0 +1,210 @@
+"""Warnings and exceptions say where the operation was written."""
+
+import contextlib
+import inspect
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+
+from helpers.compare import assert_same
+
+
+def divide(a, b):
+    return a / b
+
+
+LINE_OF_DIVIDE = inspect.getsourcelines(divide)[1] + 1
+
+
+@pytest.fixture
+def zeros():
+    return np.zeros(1000)
+
+
+def caught_when_read(array):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        array.sum()
+    return caught
+
+
+def test_warning_points_to_the_operation(zeros):
+    with np.deferredstate(True):
+        x = divide(1, zeros)
+        y = x * 2
+    (warning,) = caught_when_read(y)
+    assert warning.filename == __file__
+    assert warning.lineno == LINE_OF_DIVIDE
+    assert warning.category is RuntimeWarning
+    assert str(warning.message) == "divide by zero encountered in divide"
+
+
+def test_each_operation_has_its_own_line():
+    def calculate():
+        a = np.zeros(1000)
+        return (
+            1 / a
+            + np.sqrt(a - 1)
+            + np.log(
+                a,
+            )
+        )
+
+    outcome = assert_same(calculate)
+    assert len({lineno for _, _, _, lineno in outcome.warnings}) == 3
+
+
+def test_in_the_middle_of_fused_assignment():
+    def calculate():
+        a = np.zeros(1000)
+        b = np.ones(1000)
+        b[:] = 1 / a
+        b += np.log(a)
+        return b
+
+    outcome = assert_same(calculate)
+    assert len(outcome.warnings) == 3
+
+
+def module_of(source, name):
+    module = types.ModuleType(name)
+    exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+    return module
+
+
+SOURCE = "def f(a):\n    return 1 / a\n"
+
+
+@pytest.mark.parametrize("state", [True, False])
+def test_shown_once_a_line(zeros, state, monkeypatch):
+    """The registry that keeps from repeating is the writer's module's."""
+    module = module_of(SOURCE, "written_there")
+    monkeypatch.setitem(sys.modules, "written_there", module)
+    with warnings.catch_warnings(record=True) as caught, np.deferredstate(state):
+        warnings.simplefilter("default")
+        for _ in range(3):
+            np.deferred.calculate(module.f(zeros))
+    (warning,) = caught
+    assert (warning.filename, warning.lineno) == ("written_there.py", 2)
+    assert "__warningregistry__" in vars(module)
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("module", ["written_there", "elsewhere"])
+def test_filters_see_the_module(zeros, state, module, monkeypatch):
+    written = module_of(SOURCE, "written_there")
+    monkeypatch.setitem(sys.modules, "written_there", written)
+    with warnings.catch_warnings(record=True) as caught, np.deferredstate(state):
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", module=module)
+        np.deferred.calculate(written.f(zeros))
+    assert len(caught) == (module == "elsewhere")
+
+
+@pytest.mark.parametrize("namespace", [{}, {"__name__": 3}, {"__name__": "gone"}])
+def test_namespace_that_is_no_module(zeros, namespace):
+    exec(SOURCE, namespace)
+    before = set(namespace)
+    with np.deferredstate(True):
+        x = namespace["f"](zeros)
+    (warning,) = caught_when_read(x)
+    assert (warning.filename, warning.lineno) == ("<string>", 2)
+    assert set(namespace) == before
+
+
+def test_namespace_is_not_kept_alive(zeros):
+    """A deferred array among the globals it was written with can be collected."""
+    import gc
+    import weakref
+
+    class Sentinel:
+        pass
+
+    namespace = {"sentinel": Sentinel(), "a": zeros, "__name__": "gone"}
+    gone = weakref.ref(namespace["sentinel"])
+    with np.deferredstate(True):
+        exec(SOURCE + "x = f(a)", namespace)
+    del namespace
+    gc.collect()
+    assert gone() is None
+    assert np.deferred.usage_count(zeros) == 0
+
+
+def test_exception_has_a_note(zeros):
+    with np.errstate(all="raise"), np.deferredstate(True):
+        x = divide(1, zeros)
+        where = f"{__file__}, line {LINE_OF_DIVIDE}"
+        for _ in range(2):
+            with pytest.raises(
+                FloatingPointError, match=r"divide by zero encountered in divide$"
+            ) as caught:
+                x.sum()
+            (note,) = caught.value.__notes__
+            assert note == f"the deferred operation, divide, was written in {where}"
+        del x, caught
+
+
+def test_warning_made_an_exception_has_a_note(zeros):
+    with np.deferredstate(True):
+        x = divide(1, zeros)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(RuntimeWarning) as caught:
+                x.sum()
+        assert f"line {LINE_OF_DIVIDE}" in caught.value.__notes__[0]
+        del x, caught
+
+
+def test_no_note_on_the_line_itself(zeros):
+    with np.errstate(all="raise"), np.deferredstate(True):
+        with pytest.raises(FloatingPointError) as caught:
+            np.add(np.log(zeros), 1, out=zeros)
+        assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_nothing_is_written_where_a_warning_raises(action):
+    """An operation that fails comes before the write that needs its values."""
+
+    def overwrite():
+        a, b = np.zeros(1000), np.ones(1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            with contextlib.suppress(RuntimeWarning):
+                b[:] = 1 / a
+            with contextlib.suppress(RuntimeWarning):
+                np.add(np.log(a), 1, out=b)
+        return b
+
+    outcome = assert_same(overwrite)
+    (result,) = outcome.results
+    assert (result.bits == np.ones(1000).tobytes()) == (action == "error")
+
+
+def test_nothing_is_written_where_a_log_raises():
+    class Log:
+        def write(self, message):
+            raise RuntimeError(message)
+
+    def overwrite():
+        a, b = np.zeros(1000), np.ones(1000)
+        with np.errstate(all="log", call=Log()), contextlib.suppress(RuntimeError):
+            b[:] = 1 / a
+        return b
+
+    outcome = assert_same(overwrite)
+    assert outcome.results[0].bits == np.ones(1000).tobytes()
+
+
+def test_error_that_a_reader_saw_is_not_raised_again_at_the_end(zeros):
+    with np.errstate(all="raise"), np.deferredstate(True):
+        x = divide(1, zeros)
+        with pytest.raises(FloatingPointError):
+            x.sum()
+    assert x.flags.deferred
+    with pytest.raises(FloatingPointError):
+        x.sum()
+    del x
