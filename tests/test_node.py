@@ -226,6 +226,7 @@ class TestPending:
             del y
         assert vars(counters) == {
             "pending": 0,
+            "held": 0,
             "captured": 3,
             "calculated": 1,
             "fused": 0,

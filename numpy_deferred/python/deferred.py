@@ -12,6 +12,8 @@ is needed for that; it is for those who want to say when, or to see what.
 `calculate`            calculate given arrays now
 `calculate_all`        calculate all arrays that are still deferred
 `usage_count`          how many pending operations read an array
+`set_memory_limit`     bound the memory that pending operations keep alive
+`get_memory_limit`     the bound
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
@@ -21,6 +23,8 @@ from numpy._core import _multiarray_umath as _core
 __all__ = [
     "calculate",
     "calculate_all",
+    "get_memory_limit",
+    "set_memory_limit",
     "stats",
     "usage_count",
 ]
@@ -106,6 +110,71 @@ def usage_count(a):
     return _core._deferred_usage_count(a)
 
 
+def set_memory_limit(nbytes):
+    """
+    Bound the memory that only pending operations keep alive.
+
+    An array that is dropped stays alive while a pending operation reads it.
+    When all such memory together exceeds the bound, the oldest deferred arrays
+    are calculated, which lets it go.  This is looked at when an operation is
+    deferred; its own operands count from the next one on.  Whatever the bound,
+    one expression never keeps much more than four times the memory of its
+    result alive.
+
+    Parameters
+    ----------
+    nbytes : int
+        The bound in bytes.  At start-up it is 1 GiB, or what the environment
+        variable ``NUMPY_DEFERRED_MEMORY_BYTES`` says.
+
+    Returns
+    -------
+    previous : int
+        The bound before, in bytes.
+
+    Raises
+    ------
+    ValueError
+        If `nbytes` is negative.
+    TypeError
+        If it is not an integer.
+
+    See Also
+    --------
+    stats : ``held`` is the memory in question
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> previous = np.deferred.set_memory_limit(2**20)
+    >>> with np.deferredstate(True):
+    ...     results = [np.ones(100_000) + i for i in range(10)]
+    >>> np.deferred.stats()["held"] <= 2 * results[0].nbytes
+    True
+    >>> np.deferred.set_memory_limit(previous)
+    1048576
+    """
+    return _core._deferred_set_memory_limit(nbytes)
+
+
+def get_memory_limit():
+    """
+    Get the bound on memory that only pending operations keep alive.
+
+    Returns
+    -------
+    nbytes : int
+        As last given to `set_memory_limit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.deferred.get_memory_limit() == np.deferred.set_memory_limit(2**30)
+    True
+    """
+    return _core._deferred_get_memory_limit()
+
+
 def stats():
     """
     Counters of this process.
@@ -113,7 +182,8 @@ def stats():
     Returns
     -------
     counters : dict of str to int
-        ``pending``, the deferred arrays alive, and since the start:
+        ``pending``, the deferred arrays alive; ``held``, the bytes that nothing
+        but pending operations keeps alive; and since the start:
         ``captured``, operations deferred; ``calculated``, arrays calculated;
         ``fused``, expressions evaluated straight into an existing array;
         ``released``, arrays dropped without being calculated; ``flushed``,

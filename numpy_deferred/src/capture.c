@@ -128,6 +128,19 @@ can_wait(PyArrayObject *array)
            !PyArray_CHKFLAGS(owner, NPY_ARRAY_UPDATEIFCOPY_TARGET);
 }
 
+/*
+ * Whether deferral would keep alive, for a small part of it, large memory that
+ * may be given back at once: only the view that is the input refers to it.
+ */
+static int
+holds_too_much(PyArrayObject *array, npy_intp nbytes)
+{
+    PyArrayObject *owner = npy_deferred_memory_owner(array);
+    return owner != array && Py_REFCNT(owner) == 1 &&
+           PyArray_NBYTES(owner) > NPY_DEFERRED_MIN_HELD_BYTES &&
+           PyArray_NBYTES(owner) / NPY_DEFERRED_MAX_HELD_RESULTS > nbytes;
+}
+
 static int
 handler_is_default(void)
 {
@@ -151,7 +164,8 @@ result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
         return NULL;
     }
     for (int i = 0; i < call->ufunc->nin; i++) {
-        if (PyArray_NDIM(call->op[i]) != 0 && !can_wait(call->op[i])) {
+        if (PyArray_NDIM(call->op[i]) != 0 &&
+            (!can_wait(call->op[i]) || holds_too_much(call->op[i], nbytes))) {
             return NULL;
         }
     }
@@ -173,6 +187,7 @@ new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
 static int
 capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
 {
+    npy_intp nbytes = layout->size * call->descrs[call->ufunc->nin]->elsize;
     npy_deferred_node *node =
             npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
                                   call->order, call->errmask);
@@ -181,10 +196,15 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
     }
     PyArrayObject *array = NULL;
     if (npy_deferred_limit_expression(node) < 0 ||
+        npy_deferred_limit_memory(node, nbytes) < 0 ||
         (array = new_array(call, layout, guard)) == NULL ||
         npy_deferred_node_attach(node, array) < 0) {
         Py_XDECREF(array);
         npy_deferred_node_decref(node);
+        return -1;
+    }
+    if (npy_deferred_watch_total_memory() < 0) {
+        Py_DECREF(array);
         return -1;
     }
     call->op[call->ufunc->nin] = array;

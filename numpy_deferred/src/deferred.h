@@ -35,6 +35,12 @@
 /* Bounds of one expression; at a bound its deepest operand is calculated. */
 #    define NPY_DEFERRED_MAX_NODES 64
 #    define NPY_DEFERRED_MAX_OPERANDS 32
+/*
+ * Memory that only pending expressions keep alive: of one expression, in
+ * multiples of its result; less than the second number never matters.
+ */
+#    define NPY_DEFERRED_MAX_HELD_RESULTS 4
+#    define NPY_DEFERRED_MIN_HELD_BYTES (1 << 20)
 /* Inputs of a ufunc; calls with more run at once. */
 #    define NPY_DEFERRED_MAX_NIN 8
 /* Room for a captured scalar: a complex long double. */
@@ -81,8 +87,9 @@ struct npy_deferred_node {
     NPY_ORDER order;            /* the call's order= */
     int nin;
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
-    npy_intp nnodes, noperands;
+    npy_intp nnodes, noperands, operand_bytes;
     int nevaluated;      /* how often the values were computed, not kept */
+    int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
     npy_uint64 visited;  /* the last traversal that came here */
     int nuses, position; /* in that traversal: consumers; index of the node */
@@ -97,6 +104,8 @@ struct npy_deferred_usage {
     npy_deferred_usage *chain;     /* hash bucket */
     npy_intp count;                /* operands that are this array */
     npy_deferred_operand *readers; /* operands whose memory it owns */
+    npy_intp nbytes;               /* of that memory, since there are readers */
+    npy_uint64 visited;            /* the last traversal that came here */
 };
 
 static inline npy_deferred_node *
@@ -132,6 +141,8 @@ NPY_NO_EXPORT PyObject *
 npy_deferred_get_state(void);
 /* Results smaller than this many bytes are not deferred. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
+/* Bytes that only pending expressions may keep alive, all together. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_memory_limit;
 /* What a touch of a deferred array's data does when a hook is missing. */
 typedef enum {
     NPY_DEFERRED_GUARD_QUIET,  /* calculates */
@@ -184,6 +195,18 @@ npy_deferred_use(npy_deferred_operand *operand);
 NPY_NO_EXPORT void
 npy_deferred_unuse(npy_deferred_operand *operand);
 
+/* Bytes of memory that pending nodes read, whoever else refers to it. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_read_bytes;
+/*
+ * Bytes of the memory behind an operand if nothing but pending nodes keeps it
+ * alive, else 0; also 0 when this visit has met the memory before.
+ */
+NPY_NO_EXPORT npy_intp
+npy_deferred_held_bytes(PyArrayObject *operand, npy_uint64 visit);
+/* Sum of that over all memory. */
+NPY_NO_EXPORT npy_intp
+npy_deferred_total_held_bytes(void);
+
 /* ---- node.c: nodes and the pending list ---- */
 
 /*
@@ -204,6 +227,28 @@ npy_deferred_node_decref(npy_deferred_node *node);
 /* Steals `memory`: `array` is regular from here on. */
 NPY_NO_EXPORT void
 npy_deferred_commit(PyArrayObject *array, void *memory);
+/*
+ * Calculate old pending arrays when, all together, they keep more memory alive
+ * than npy_deferred_memory_limit.  An array that raises stays as it is.
+ * Returns 0, or -1 with an exception that is not of the calculation's making.
+ */
+NPY_NO_EXPORT int
+npy_deferred_limit_total_memory(void);
+/*
+ * Call for every node: now and then calls the following, as counting memory
+ * takes time when many nodes are pending.  Returns 0 or -1.
+ */
+static inline int
+npy_deferred_watch_total_memory(void)
+{
+    static npy_intp waited = 0;
+    if (npy_deferred_read_bytes <= npy_deferred_memory_limit ||
+        ++waited <= npy_deferred_npending / 8) {
+        return 0;
+    }
+    waited = 0;
+    return npy_deferred_limit_total_memory();
+}
 /* A number no traversal has had before, for node->visited. */
 NPY_NO_EXPORT npy_uint64
 npy_deferred_new_visit(void);
@@ -233,6 +278,13 @@ npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expressio
  */
 NPY_NO_EXPORT int
 npy_deferred_limit_expression(npy_deferred_node *node);
+
+/*
+ * As above, when its operands' expressions keep too much memory alive for a
+ * result of this size.
+ */
+NPY_NO_EXPORT int
+npy_deferred_limit_memory(npy_deferred_node *node, npy_intp nbytes);
 
 /* What the array is that an expression is evaluated into. */
 typedef enum {

@@ -137,6 +137,33 @@ npy_deferred_limit_expression(npy_deferred_node *node)
     return 0;
 }
 
+NPY_NO_EXPORT int
+npy_deferred_limit_memory(npy_deferred_node *node, npy_intp nbytes)
+{
+    npy_deferred_expression expression;
+    npy_intp bound = nbytes > NPY_MAX_INTP / NPY_DEFERRED_MAX_HELD_RESULTS
+                             ? NPY_MAX_INTP
+                             : nbytes * NPY_DEFERRED_MAX_HELD_RESULTS;
+    bound = PyArray_MAX(bound, NPY_DEFERRED_MIN_HELD_BYTES);
+    /* The sum counts shared memory repeatedly: look before giving up. */
+    while (node->operand_bytes > bound &&
+           collect(node, &expression, NPY_DEFERRED_MAX_OPERANDS) == 0) {
+        npy_uint64 visit = npy_deferred_new_visit();
+        npy_intp held = 0;
+        for (int i = 0; i < expression.noperands; i++) {
+            held += npy_deferred_held_bytes(expression.operands[i], visit);
+        }
+        PyArrayObject *array = largest_operand(node);
+        if (held <= bound || array == NULL) {
+            return 0;
+        }
+        if (npy_deferred_calculate(array) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* Evaluated before, and used by more than this expression. */
 static int
 worth_keeping(const npy_deferred_node *node)

@@ -77,14 +77,40 @@ usage_count(PyObject *NPY_UNUSED(module), PyObject *arg)
 }
 
 static PyObject *
+get_memory_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return PyLong_FromSsize_t(npy_deferred_memory_limit);
+}
+
+static PyObject *
+set_memory_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    npy_intp limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
+    if (limit == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (limit < 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "the memory limit must be a number of bytes, not %zd", limit);
+        return NULL;
+    }
+    npy_intp previous = npy_deferred_memory_limit;
+    npy_deferred_memory_limit = limit;
+    if (npy_deferred_limit_total_memory() < 0) {
+        return NULL;
+    }
+    return PyLong_FromSsize_t(previous);
+}
+
+static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
-    return Py_BuildValue("{sn sn sn sn sn sn sn}", "pending", npy_deferred_npending,
-                         "captured", counters->captured, "calculated",
-                         counters->calculated, "fused", counters->fused, "released",
-                         counters->released, "flushed", counters->flushed, "late",
-                         counters->late);
+    return Py_BuildValue("{sn sn sn sn sn sn sn sn}", "pending", npy_deferred_npending,
+                         "held", npy_deferred_total_held_bytes(), "captured",
+                         counters->captured, "calculated", counters->calculated,
+                         "fused", counters->fused, "released", counters->released,
+                         "flushed", counters->flushed, "late", counters->late);
 }
 
 static PyMethodDef methods[] = {
@@ -95,6 +121,8 @@ static PyMethodDef methods[] = {
         {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
         {"_deferred_before_errstate", before_errstate, METH_NOARGS, NULL},
         {"_deferred_usage_count", usage_count, METH_O, NULL},
+        {"_deferred_get_memory_limit", get_memory_limit, METH_NOARGS, NULL},
+        {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
         {"_deferred_stats", stats, METH_NOARGS, NULL},
         {NULL, NULL, 0, NULL},
 };

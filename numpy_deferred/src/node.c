@@ -61,6 +61,13 @@ capture_constant(npy_deferred_operand *operand, PyArrayObject *scalar,
     return 0;
 }
 
+/* Shared parts count repeatedly, so that the sum can grow beyond all bounds. */
+static void
+add_bytes(npy_intp *sum, npy_intp nbytes)
+{
+    *sum = *sum > NPY_MAX_INTP - nbytes ? NPY_MAX_INTP : *sum + nbytes;
+}
+
 NPY_NO_EXPORT npy_deferred_node *
 npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                       PyArray_Descr *const descrs[], PyArrayObject *const op[],
@@ -106,11 +113,16 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         Py_INCREF(op[i]);
         operand->array = op[i];
         if (npy_deferred_is(op[i])) {
-            node->nnodes += npy_deferred_node_of(op[i])->nnodes;
-            node->noperands += npy_deferred_node_of(op[i])->noperands;
+            npy_deferred_node *inner = npy_deferred_node_of(op[i]);
+            node->nnodes += inner->nnodes;
+            node->noperands += inner->noperands;
+            add_bytes(&node->operand_bytes, inner->operand_bytes);
         }
         else {
+            PyArrayObject *owner = npy_deferred_memory_owner(op[i]);
             node->noperands += 1;
+            add_bytes(&node->operand_bytes,
+                      PyArray_NBYTES(owner != NULL ? owner : op[i]));
         }
     }
     return node;
@@ -299,6 +311,80 @@ NPY_NO_EXPORT int
 npy_deferred_before_errstate(void)
 {
     return calculate_pending(1);
+}
+
+/* Bytes that calculating the node alone would let go. */
+static npy_intp
+node_held_bytes(npy_deferred_node *node, npy_uint64 visit)
+{
+    npy_intp held = 0;
+    for (int i = 0; i < node->nin; i++) {
+        if (node->operands[i].memory != NULL) {
+            held += npy_deferred_held_bytes(node->operands[i].array, visit);
+        }
+    }
+    return held;
+}
+
+/* Calculate the node's array to free memory; its own errors wait for a reader. */
+static int
+calculate_for_budget(npy_deferred_node *node)
+{
+    PyArrayObject *array = node->array;
+    int result = 0;
+    Py_INCREF(array);
+    npy_deferred_node_incref(node);
+    if (npy_deferred_calculate(array) < 0) {
+        node->budget_failed = 1;
+        node->failed = 0;
+        if (PyErr_ExceptionMatches(PyExc_Exception)) {
+            PyErr_Clear();
+        }
+        else {
+            result = -1;
+        }
+    }
+    npy_deferred_node_decref(node);
+    Py_DECREF(array);
+    return result;
+}
+
+static npy_deferred_node *
+oldest_pending_since(npy_uint64 serial)
+{
+    npy_deferred_node *found = NULL;
+    for (npy_deferred_node *node = newest; node != NULL && node->serial >= serial;
+         node = node->older) {
+        found = node;
+    }
+    return found;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_limit_total_memory(void)
+{
+    npy_intp held = npy_deferred_total_held_bytes();
+    if (held <= npy_deferred_memory_limit) {
+        return 0;
+    }
+    /* The oldest are least likely to become part of a larger expression. */
+    npy_uint64 visit = npy_deferred_new_visit();
+    npy_deferred_node *node = oldest_pending_since(0);
+    while (node != NULL && held > npy_deferred_memory_limit / 2) {
+        npy_uint64 serial = node->serial;
+        npy_deferred_node *newer = node->newer;
+        npy_intp freed = node->budget_failed ? 0 : node_held_bytes(node, visit);
+        if (freed != 0) {
+            if (calculate_for_budget(node) < 0) {
+                return -1;
+            }
+            held -= freed;
+            /* Handlers of errors may have changed the list. */
+            newer = oldest_pending_since(serial + 1);
+        }
+        node = newer;
+    }
+    return 0;
 }
 
 typedef struct {

@@ -7,6 +7,7 @@
  * defers while the error state ignores everything.  The environment is read
  * once, at import: NUMPY_DEFERRED gives the state contexts start with, and
  * NUMPY_DEFERRED_MIN_BYTES the size from which results are worth deferring.
+ * NUMPY_DEFERRED_MEMORY_BYTES limits what pending expressions keep alive.
  *
  * npy_deferred_state_used keeps the price of a ufunc call down where nobody
  * ever asked for deferral: the context variable is not looked at then.
@@ -29,6 +30,7 @@
 NPY_NO_EXPORT int npy_deferred_state_used = 0;
 /* Where two to four operations break even with eager NumPy, measured. */
 NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 32768;
+NPY_NO_EXPORT npy_intp npy_deferred_memory_limit = (npy_intp)1 << 30;
 NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode =
         NPY_DEFERRED_GUARD_QUIET;
 
@@ -55,10 +57,11 @@ initial_state(void)
     return NULL;
 }
 
+/* Reads a number of bytes into `*result`, if the variable is set. */
 static int
-read_min_bytes(void)
+read_bytes(const char *variable, npy_intp *result)
 {
-    const char *value = getenv("NUMPY_DEFERRED_MIN_BYTES");
+    const char *value = getenv(variable);
     if (value == NULL || value[0] == '\0') {
         return 0;
     }
@@ -66,12 +69,12 @@ read_min_bytes(void)
     long long number = strtoll(value, &end, 10);
     if (*end != '\0' || number < 0 || number > NPY_MAX_INTP) {
         PyErr_Format(PyExc_ValueError,
-                     "the environment variable NUMPY_DEFERRED_MIN_BYTES must "
-                     "be a number of bytes, not %.100s",
-                     value);
+                     "the environment variable %s must be a number of bytes, "
+                     "not %.100s",
+                     variable, value);
         return -1;
     }
-    npy_deferred_min_bytes = (npy_intp)number;
+    *result = (npy_intp)number;
     return 0;
 }
 
@@ -100,7 +103,9 @@ read_guard_mode(void)
 NPY_NO_EXPORT int
 npy_deferred_state_init(void)
 {
-    if (read_min_bytes() < 0 || read_guard_mode() < 0) {
+    if (read_bytes("NUMPY_DEFERRED_MIN_BYTES", &npy_deferred_min_bytes) < 0 ||
+        read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
+        read_guard_mode() < 0) {
         return -1;
     }
     PyObject *initial = initial_state();

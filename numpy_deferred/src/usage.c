@@ -24,6 +24,8 @@
 
 #include "deferred.h"
 
+NPY_NO_EXPORT npy_intp npy_deferred_read_bytes = 0;
+
 /* Chained buckets; the number of buckets is a power of two, or 0 at first. */
 static struct {
     npy_deferred_usage **buckets;
@@ -161,6 +163,10 @@ npy_deferred_use(npy_deferred_operand *operand)
     if (memory->readers != NULL) {
         memory->readers->previous = operand;
     }
+    else {
+        memory->nbytes = PyArray_NBYTES(owner);
+        npy_deferred_read_bytes += memory->nbytes;
+    }
     memory->readers = operand;
     return 0;
 }
@@ -181,6 +187,9 @@ npy_deferred_unuse(npy_deferred_operand *operand)
     if (operand->next != NULL) {
         operand->next->previous = operand->previous;
     }
+    if (memory->readers == NULL) {
+        npy_deferred_read_bytes -= memory->nbytes;
+    }
     usage->count--;
     if (usage->count == 0 &&
         PyArray_CHKFLAGS(usage->array, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
@@ -193,4 +202,64 @@ npy_deferred_unuse(npy_deferred_operand *operand)
     if (memory != usage) {
         remove_usage_if_unused(memory);
     }
+}
+
+/*
+ * Whether all references to an owner of memory are those of operands: operands
+ * that are the owner itself, and views that nobody but operands refers to.
+ */
+static int
+only_operands_refer(npy_deferred_usage *memory, npy_uint64 visit)
+{
+    npy_intp references = memory->count;
+    for (npy_deferred_operand *operand = memory->readers; operand != NULL;
+         operand = operand->next) {
+        PyArrayObject *view = operand->array;
+        npy_deferred_usage *usage = operand->usage;
+        if (view == memory->array || usage->visited == visit) {
+            continue;
+        }
+        usage->visited = visit;
+        if (Py_REFCNT(view) != usage->count ||
+            PyArray_BASE(view) != (PyObject *)memory->array) {
+            return 0;
+        }
+        references++;
+    }
+    return Py_REFCNT(memory->array) == references;
+}
+
+static npy_intp
+held_bytes(npy_deferred_usage *memory, npy_uint64 visit)
+{
+    /* The record of a view has no readers, and is marked where they are gone through.
+     */
+    if (memory->readers == NULL || memory->visited == visit ||
+        npy_deferred_is(memory->array)) {
+        return 0;
+    }
+    memory->visited = visit;
+    return only_operands_refer(memory, visit) ? memory->nbytes : 0;
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_held_bytes(PyArrayObject *operand, npy_uint64 visit)
+{
+    PyArrayObject *owner = npy_deferred_memory_owner(operand);
+    npy_deferred_usage *memory = owner == NULL ? NULL : npy_deferred_find_usage(owner);
+    return memory == NULL ? 0 : held_bytes(memory, visit);
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_total_held_bytes(void)
+{
+    npy_uint64 visit = npy_deferred_new_visit();
+    npy_intp total = 0;
+    for (npy_uintp i = 0; i < table.nbuckets; i++) {
+        for (npy_deferred_usage *record = table.buckets[i]; record != NULL;
+             record = record->chain) {
+            total += held_bytes(record, visit);
+        }
+    }
+    return total;
 }
