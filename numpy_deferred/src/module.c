@@ -1,5 +1,5 @@
 /*
- * What Python sees: the functions behind numpy.deferred, and start-up.
+ * What Python sees: the functions behind numpy.deferred, flags, and start-up.
  *
  * They are private attributes of `_multiarray_umath`; their public faces, with
  * documentation, are in ../python/deferred.py.
@@ -85,6 +85,61 @@ stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
                          counters->calculated, "fused", counters->fused, "released",
                          counters->released, "flushed", counters->flushed, "late",
                          counters->late);
+}
+
+/* The marks that ndarray.flags shows; a flags object of no array has none. */
+static const struct {
+    const char *name;
+    int flag;
+} marks[] = {
+        {"DEFERRED", NPY_ARRAY_DEFERRED},
+        {"DEFERRED_WASWRITEABLE", NPY_ARRAY_DEFERRED_WASWRITEABLE},
+};
+enum {
+    NMARKS = sizeof(marks) / sizeof(marks[0])
+};
+
+static int
+has_mark(PyObject *arr, int flag)
+{
+    return arr != NULL && PyArray_CHKFLAGS((PyArrayObject *)arr, flag);
+}
+
+static int
+is_name(PyObject *key, const char *name)
+{
+    if (PyUnicode_Check(key)) {
+        return PyUnicode_CompareWithASCIIString(key, name) == 0;
+    }
+    return PyBytes_Check(key) && strcmp(PyBytes_AS_STRING(key), name) == 0;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_flags_item(PyObject *arr, PyObject *key)
+{
+    for (int i = 0; i < NMARKS; i++) {
+        if (is_name(key, marks[i].name)) {
+            return PyBool_FromLong(has_mark(arr, marks[i].flag));
+        }
+    }
+    PyErr_SetString(PyExc_KeyError, "Unknown flag");
+    return NULL;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_flags_text(PyObject *arr, PyObject *text)
+{
+    if (!has_mark(arr, NPY_ARRAY_DEFERRED) &&
+        !has_mark(arr, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
+        return text;
+    }
+    for (int i = 0; i < NMARKS && text != NULL; i++) {
+        PyObject *longer =
+                PyUnicode_FromFormat("%U  %s : %s\n", text, marks[i].name,
+                                     has_mark(arr, marks[i].flag) ? "True" : "False");
+        Py_SETREF(text, longer);
+    }
+    return text;
 }
 
 static PyMethodDef methods[] = {
