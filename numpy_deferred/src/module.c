@@ -29,6 +29,31 @@ get_state(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 }
 
 static PyObject *
+enter_state(PyObject *NPY_UNUSED(module), PyObject *state)
+{
+    return npy_deferred_enter_state(state);
+}
+
+static PyObject *
+begin_scope(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return npy_deferred_begin_scope();
+}
+
+static PyObject *
+calculate_scope(PyObject *NPY_UNUSED(module), PyObject *scope)
+{
+    if (!PyTuple_CheckExact(scope) || PyTuple_GET_SIZE(scope) != 3) {
+        PyErr_SetString(PyExc_TypeError, "not a scope");
+        return NULL;
+    }
+    if (npy_deferred_calculate_scope(scope) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 calculate(PyObject *NPY_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     for (Py_ssize_t i = 0; i < nargs; i++) {
@@ -145,6 +170,9 @@ npy_deferred_flags_text(PyObject *arr, PyObject *text)
 static PyMethodDef methods[] = {
         {"_deferred_set_state", set_state, METH_O, NULL},
         {"_deferred_get_state", get_state, METH_NOARGS, NULL},
+        {"_deferred_enter_state", enter_state, METH_O, NULL},
+        {"_deferred_begin_scope", begin_scope, METH_NOARGS, NULL},
+        {"_deferred_calculate_scope", calculate_scope, METH_O, NULL},
         {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate, METH_FASTCALL,
          NULL},
         {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
@@ -157,7 +185,7 @@ static PyMethodDef methods[] = {
 NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module)
 {
-    if (npy_deferred_state_init() < 0) {
+    if (npy_deferred_state_init(module) < 0 || npy_deferred_scope_init(module) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

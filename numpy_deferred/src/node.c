@@ -149,6 +149,10 @@ remove_pending(npy_deferred_node *node)
 NPY_NO_EXPORT int
 npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array)
 {
+    node->scope = npy_deferred_current_scope();
+    if (node->scope == NULL) {
+        return -1;
+    }
     for (int i = 0; i < node->nin; i++) {
         if (node->operands[i].array == NULL) {
             continue;
@@ -200,6 +204,7 @@ npy_deferred_node_decref(npy_deferred_node *node)
     Py_DECREF(node->ufunc);
     Py_DECREF(node->method);
     Py_XDECREF(node->errfunc);
+    Py_XDECREF(node->scope);
     PyMem_Free(node);
 }
 
@@ -263,25 +268,34 @@ raise_first(PyObject *error[3])
     return -1;
 }
 
-/* All pending nodes, or all but those whose error was raised already. */
 static int
-calculate_pending(int skip_failed)
+is_due(npy_deferred_node *node, PyObject *scope, int skip_failed)
+{
+    return !(skip_failed && node->failed) &&
+           (scope == NULL || npy_deferred_in_scope(node, scope));
+}
+
+/*
+ * All pending nodes, or those of a scope; without those whose error was raised
+ * already, if so asked.
+ */
+static int
+calculate_pending(PyObject *scope, int skip_failed)
 {
     PyObject *error[3] = {NULL, NULL, NULL};
+    npy_uint64 start = scope == NULL ? 0 : npy_deferred_scope_start(scope);
     /* Nodes that fail stay in the list; go on with those before them. */
     npy_uint64 limit = last_serial;
     for (;;) {
         npy_deferred_node *node = newest;
-        while (node != NULL && node->serial > limit) {
+        while (node != NULL && node->serial > start &&
+               (node->serial > limit || !is_due(node, scope, skip_failed))) {
             node = node->older;
         }
-        if (node == NULL) {
+        if (node == NULL || node->serial <= start) {
             return raise_first(error);
         }
         limit = node->serial - 1;
-        if (skip_failed && node->failed) {
-            continue;
-        }
         npy_deferred_node_incref(node);
         calculate_if_pending(node, error);
         npy_deferred_node_decref(node);
@@ -291,13 +305,25 @@ calculate_pending(int skip_failed)
 NPY_NO_EXPORT int
 npy_deferred_calculate_all(void)
 {
-    return calculate_pending(0);
+    return calculate_pending(NULL, 0);
 }
 
 NPY_NO_EXPORT int
 npy_deferred_before_errstate(void)
 {
-    return calculate_pending(1);
+    return calculate_pending(NULL, 1);
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_begin_scope(void)
+{
+    return npy_deferred_new_scope(last_serial);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_scope(PyObject *scope)
+{
+    return calculate_pending(scope, 0);
 }
 
 typedef struct {
