@@ -123,9 +123,9 @@ def test_total_when_the_limit_is_lowered(limit):
 
 def test_many_small(limit):
     """Counting does not take time that grows with the square of what is pending."""
-    limit(4_000_000)
-    results = [np.add(np.full(100, 1.0), 1) for _ in range(20_000)]
-    assert held() <= 1.25 * 4_000_000
+    limit(40_000_000)
+    results = [np.add(np.full(100, 1.0), 1) for _ in range(100_000)]
+    assert held() <= 1.25 * 40_000_000
     assert any(x.flags.deferred for x in results)
     assert all(x[0] == 2 for x in results)
 

@@ -119,13 +119,6 @@ class TestDeferredState:
         with np.deferredstate(True) as entered:
             assert entered is None
 
-    def test_twice(self):
-        manager = np.deferredstate(True)
-        with manager, pytest.raises(RuntimeError, match="twice"):
-            manager.__enter__()
-        with pytest.raises(RuntimeError, match="twice"):
-            manager.__enter__()
-
     @pytest.mark.parametrize("state", [0, "on", np.True_])
     def test_other_values_are_refused(self, state):
         with pytest.raises(ValueError, match="True, False or None"):

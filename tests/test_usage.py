@@ -142,10 +142,62 @@ class TestMarks:
         assert a.flags["WRITEABLE"]
         assert x.flags.writeable
 
-    @pytest.mark.parametrize("name", ["deferred", "deferred_waswriteable"])
+    @pytest.mark.parametrize("name", ["deferred", "deferred_waswriteable", "owndata"])
     def test_marks_cannot_be_set(self, name):
+        """As OWNDATA, which is here to compare."""
+        flags = memory().flags
         with pytest.raises(AttributeError):
-            setattr(memory().flags, name, True)
+            setattr(flags, name, True)
+        with pytest.raises(KeyError, match="Unknown flag"):
+            flags[name.upper()] = True
+        with pytest.raises(TypeError):
+            memory().setflags(**{name: True})
+
+    def test_by_key(self):
+        a = memory()
+        x = a + 1
+        assert (x.flags["DEFERRED"], x.flags["DEFERRED_WASWRITEABLE"]) == (True, False)
+        assert (a.flags["DEFERRED"], a.flags["DEFERRED_WASWRITEABLE"]) == (False, True)
+        assert x.flags[b"DEFERRED"] is True
+        assert x.flags.deferred
+        scalar = np.float64(1).flags
+        assert (scalar["DEFERRED"], scalar["DEFERRED_WASWRITEABLE"]) == (False, False)
+
+    @pytest.mark.parametrize("key", ["deferred", "DEFERRED ", "DEFERRE", b"", "", 1])
+    def test_unknown_keys(self, key):
+        with pytest.raises(KeyError, match="Unknown flag"):
+            memory().flags[key]
+
+    def test_printed(self):
+        """Both are listed when one is set; else the text is that of eager NumPy."""
+        a = memory()
+        with np.deferredstate(False):
+            text = repr(a.flags)
+        x = a + 1
+        for array, values in (x, (True, False)), (a, (False, True)):
+            marks = "  DEFERRED : {}\n  DEFERRED_WASWRITEABLE : {}\n".format(*values)
+            assert str(array.flags) == repr(array.flags) == text + marks
+        assert x.flags.deferred
+        np.deferred.calculate(x)
+        assert repr(x.flags) == repr(a.flags) == text
+
+    def test_a_flags_object_shows_the_marks_of_now(self):
+        a = memory()
+        x = a + 1
+        flags, operand = x.flags, a.flags
+        np.deferred.calculate(x)
+        assert not flags.deferred
+        assert not operand["DEFERRED_WASWRITEABLE"]
+        assert "DEFERRED" not in repr(flags)
+
+    def test_not_part_of_the_value(self):
+        """Comparisons and `num` are as without deferral."""
+        a = memory()
+        flags, num = a.flags, a.flags.num
+        x = a + 1
+        assert a.flags == flags
+        assert a.flags.num == num == x.flags.num
+        del x
 
     def test_marks_are_in_no_view(self):
         a = memory()

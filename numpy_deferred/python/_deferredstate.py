@@ -1,7 +1,9 @@
 """
-The switch for deferred evaluation: `setdeferred` and its kin (NEP 11).
+The switch for deferred evaluation: `setdeferred` and its kin (NEP 11), and
+`begin_defer` and its kin (the proposal of 2006).
 
-The state itself is a context variable of the C core (numpy_deferred/src/state.c).
+The state and the innermost scope are context variables of the C core
+(numpy_deferred/src/state.c and scope.c).
 """
 
 import functools
@@ -9,7 +11,14 @@ import functools
 from numpy._core import _multiarray_umath as _umath
 from numpy._utils import set_module
 
-__all__ = ["deferredstate", "getdeferred", "setdeferred"]
+__all__ = [
+    "begin_defer",
+    "deferral",
+    "deferredstate",
+    "end_defer",
+    "getdeferred",
+    "setdeferred",
+]
 
 
 @set_module("numpy")
@@ -38,7 +47,9 @@ def setdeferred(state):
 
     See Also
     --------
+    getdeferred
     deferredstate : set the state for a block of code
+    deferral : defer in a block of code, and calculate at its end
 
     Notes
     -----
@@ -76,6 +87,10 @@ def getdeferred():
     state : bool or None
         As last given to `setdeferred` in this context.
 
+    See Also
+    --------
+    setdeferred, deferredstate
+
     Examples
     --------
     >>> import numpy as np
@@ -102,8 +117,19 @@ class deferredstate:
     ------
     ValueError
         If `state` is something else.  It is raised where the object is made.
-    RuntimeError
+    TypeError
         If an instance is entered a second time.
+
+    See Also
+    --------
+    setdeferred, getdeferred
+    deferral : calculates at the end of the block
+
+    Notes
+    -----
+    As with `errstate`, the state before is put back at the end whatever was set
+    inside, and a decorated generator or async function has the state only while
+    the call makes its generator or coroutine.
 
     Examples
     --------
@@ -123,7 +149,7 @@ class deferredstate:
     array([4., 2., 2.])
     """
 
-    __slots__ = ("_entered", "_previous", "_state")
+    __slots__ = ("_state", "_token")
 
     def __init__(self, state):
         if not (state is None or state is True or state is False):
@@ -131,17 +157,15 @@ class deferredstate:
                 f"the deferred state must be True, False or None, not {state!r}"
             )
         self._state = state
-        self._entered = False
-        self._previous = None
+        self._token = None
 
     def __enter__(self):
-        if self._entered:
-            raise RuntimeError("cannot enter the same deferredstate twice")
-        self._entered = True
-        self._previous = _umath._deferred_set_state(self._state)
+        if self._token is not None:
+            raise TypeError("Cannot enter `np.deferredstate` twice.")
+        self._token = _umath._deferred_enter_state(self._state)
 
     def __exit__(self, exc_type, exc_value, traceback):
-        _umath._deferred_set_state(self._previous)
+        _umath._deferred_state.reset(self._token)
 
     def __call__(self, func):
         state = self._state
@@ -149,6 +173,161 @@ class deferredstate:
         @functools.wraps(func)
         def inner(*args, **kwargs):
             with deferredstate(state):
+                return func(*args, **kwargs)
+
+        return inner
+
+
+@set_module("numpy")
+def begin_defer():
+    """
+    Begin to defer ufunc calls; `end_defer` calculates what was deferred.
+
+    Sets the deferred state to True in the current context. Pairs of `begin_defer`
+    and `end_defer` can be nested. `deferral` is the safer way to write a pair.
+
+    See Also
+    --------
+    end_defer, deferral
+    setdeferred : does not calculate anything at the end
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> b, c, d, e = np.ones((4, 10_000))
+    >>> np.begin_defer()
+    >>> a = b*c + d*e
+    >>> a.flags.deferred
+    True
+    >>> np.end_defer()
+    >>> a.flags.deferred
+    False
+    """
+    _umath._deferred_scope.set(_umath._deferred_begin_scope())
+    _umath._deferred_set_state(True)
+
+
+@set_module("numpy")
+def end_defer():
+    """
+    Calculate what was deferred since `begin_defer`, and put the state back.
+
+    Of the arrays deferred in this context since the matching `begin_defer`, those
+    that are still alive and deferred are calculated, the newest first.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no matching `begin_defer` in this context.
+    FloatingPointError
+        Or another exception that a calculation raises: the first one, after all
+        arrays were tried and the state was put back.  The array that it comes
+        from stays deferred, and raises again when it is read.
+
+    See Also
+    --------
+    begin_defer, deferral
+    deferred.calculate_all : calculate what is deferred anywhere
+
+    Notes
+    -----
+    A context is a thread, or an asyncio task (:mod:`contextvars`).  A task begins
+    with a copy of the context that made it, and so inside the pairs that were
+    begun there; what it defers belongs to them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.end_defer()
+    Traceback (most recent call last):
+        ...
+    RuntimeError: np.end_defer() without np.begin_defer() in this context
+    """
+    scope = _umath._deferred_scope.get()
+    if scope is None:
+        raise RuntimeError("np.end_defer() without np.begin_defer() in this context")
+    outer, state, _ = scope
+    _umath._deferred_scope.set(outer)
+    _umath._deferred_set_state(state)
+    _umath._deferred_calculate_scope(scope)
+
+
+@set_module("numpy")
+class deferral:
+    """
+    Context manager and decorator that defers ufunc calls and calculates at the end.
+
+    At the end of the block the deferred state is what it was before, and all
+    arrays that were deferred inside, and that are still alive, are calculated.
+
+    Raises
+    ------
+    TypeError
+        If an instance is entered a second time.
+    FloatingPointError
+        At the end of the block, or another exception that a calculation raises:
+        the first one, after all arrays were tried.  If the block itself raised,
+        the arrays are calculated too, but its exception is the one that goes on;
+        an array that could not be calculated stays deferred, and raises when it
+        is read.
+
+    See Also
+    --------
+    begin_defer, end_defer
+    deferredstate : leaves arrays deferred at the end
+
+    Notes
+    -----
+    As with `errstate`, the state before is put back at the end whatever was set
+    inside, `begin_defer` included, and a decorated generator or async function
+    defers only while the call makes its generator or coroutine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> b, c, d, e = np.ones((4, 10_000))
+    >>> with np.deferral():
+    ...     a = b*c + d*e
+    ...     a.flags.deferred
+    True
+    >>> a.flags.deferred
+    False
+
+    >>> @np.deferral()
+    ... def f(x):
+    ...     return x**2 - 3*x + 4
+    >>> f(np.arange(10_000.)).flags.deferred
+    False
+    """
+
+    __slots__ = ("_scope", "_scope_token", "_state_token")
+
+    def __init__(self):
+        self._scope = None
+        self._scope_token = None
+        self._state_token = None
+
+    def __enter__(self):
+        if self._scope is not None:
+            raise TypeError("Cannot enter `np.deferral` twice.")
+        self._scope = _umath._deferred_begin_scope()
+        self._scope_token = _umath._deferred_scope.set(self._scope)
+        self._state_token = _umath._deferred_enter_state(True)
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        _umath._deferred_scope.reset(self._scope_token)
+        _umath._deferred_state.reset(self._state_token)
+        try:
+            _umath._deferred_calculate_scope(self._scope)
+        except Exception:
+            # The block's own exception says more; the array raises again.
+            if exc_type is None:
+                raise
+
+    def __call__(self, func):
+        @functools.wraps(func)
+        def inner(*args, **kwargs):
+            with deferral():
                 return func(*args, **kwargs)
 
         return inner

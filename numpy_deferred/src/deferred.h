@@ -84,7 +84,8 @@ struct npy_deferred_node {
     int errmask;
     PyObject *errfunc;          /* owned, NULL when errmask is 0 */
     npy_deferred_origin origin; /* only set when errmask is not 0 */
-    NPY_ORDER order;            /* the call's order= */
+    PyObject *scope; /* owned: the innermost then; NULL before it is pending */
+    NPY_ORDER order; /* the call's order= */
     int nin;
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands, operand_bytes;
@@ -130,7 +131,7 @@ extern NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
 /* ---- state.c: whether calls are deferred ---- */
 
 NPY_NO_EXPORT int
-npy_deferred_state_init(void);
+npy_deferred_state_init(PyObject *module);
 /* 1, 0, or -1 with an exception, for a call under this error mask. */
 NPY_NO_EXPORT int
 npy_deferred_enabled(int errmask);
@@ -139,6 +140,9 @@ NPY_NO_EXPORT PyObject *
 npy_deferred_set_state(PyObject *state);
 NPY_NO_EXPORT PyObject *
 npy_deferred_get_state(void);
+/* Returns a new reference to the token that takes it back, or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_enter_state(PyObject *state);
 /* Results smaller than this many bytes are not deferred. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
 /* Bytes that only pending expressions may keep alive, all together. */
@@ -150,6 +154,23 @@ typedef enum {
     NPY_DEFERRED_GUARD_TRAP,   /* says where, and aborts */
 } npy_deferred_guard_modes;
 extern NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode;
+
+/* ---- scope.c: what is calculated at the end of np.deferral ---- */
+
+NPY_NO_EXPORT int
+npy_deferred_scope_init(PyObject *module);
+/* New reference to the innermost scope of this context or None; or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_current_scope(void);
+/* New reference to a scope inside it, not entered yet; or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_new_scope(npy_uint64 last_serial);
+/* Nodes of the scope have greater serials. */
+NPY_NO_EXPORT npy_uint64
+npy_deferred_scope_start(PyObject *scope);
+/* Whether a pending node was deferred in the scope, or in one inside it. */
+NPY_NO_EXPORT int
+npy_deferred_in_scope(npy_deferred_node *node, PyObject *scope);
 
 /* ---- layout.c: what eager NumPy's result would look like ---- */
 
@@ -224,6 +245,12 @@ NPY_NO_EXPORT void
 npy_deferred_node_incref(npy_deferred_node *node);
 NPY_NO_EXPORT void
 npy_deferred_node_decref(npy_deferred_node *node);
+/* A scope that begins now: new reference, or NULL with an exception set. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_begin_scope(void);
+/* Calculate what is pending of a scope, as npy_deferred_calculate_all does. */
+NPY_NO_EXPORT int
+npy_deferred_calculate_scope(PyObject *scope);
 /* Steals `memory`: `array` is regular from here on. */
 NPY_NO_EXPORT void
 npy_deferred_commit(PyArrayObject *array, void *memory);

@@ -151,6 +151,18 @@ npy_deferred_visible_flags(PyArrayObject *arr)
     return npy_deferred_view_flags(((PyArrayObject_fields *)arr)->flags);
 }
 
+/*
+ * For ndarray.flags, which shows the two marks as they are, and calculates
+ * nothing: `flags[key]` where NumPy does not know the key, and the text of a
+ * flags object, with the marks when the array has one.  Steals `text`, which
+ * may be NULL.  `arr` is NULL for the flags of a scalar.  Both return a new
+ * reference, or NULL with an exception set.
+ */
+NPY_NO_EXPORT PyObject *
+npy_deferred_flags_item(PyObject *arr, PyObject *key);
+NPY_NO_EXPORT PyObject *
+npy_deferred_flags_text(PyObject *arr, PyObject *text);
+
 /* Called by array_dealloc for a deferred array: drops its node. */
 NPY_NO_EXPORT void
 npy_deferred_dealloc(PyArrayObject *arr);

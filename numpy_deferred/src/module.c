@@ -1,5 +1,5 @@
 /*
- * What Python sees: the functions behind numpy.deferred, and start-up.
+ * What Python sees: the functions behind numpy.deferred, flags, and start-up.
  *
  * They are private attributes of `_multiarray_umath`; their public faces, with
  * documentation, are in ../python/deferred.py.
@@ -26,6 +26,31 @@ static PyObject *
 get_state(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     return npy_deferred_get_state();
+}
+
+static PyObject *
+enter_state(PyObject *NPY_UNUSED(module), PyObject *state)
+{
+    return npy_deferred_enter_state(state);
+}
+
+static PyObject *
+begin_scope(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return npy_deferred_begin_scope();
+}
+
+static PyObject *
+calculate_scope(PyObject *NPY_UNUSED(module), PyObject *scope)
+{
+    if (!PyTuple_CheckExact(scope) || PyTuple_GET_SIZE(scope) != 3) {
+        PyErr_SetString(PyExc_TypeError, "not a scope");
+        return NULL;
+    }
+    if (npy_deferred_calculate_scope(scope) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
 }
 
 static PyObject *
@@ -113,9 +138,67 @@ stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
                          "flushed", counters->flushed, "late", counters->late);
 }
 
+/* The marks that ndarray.flags shows; a flags object of no array has none. */
+static const struct {
+    const char *name;
+    int flag;
+} marks[] = {
+        {"DEFERRED", NPY_ARRAY_DEFERRED},
+        {"DEFERRED_WASWRITEABLE", NPY_ARRAY_DEFERRED_WASWRITEABLE},
+};
+enum {
+    NMARKS = sizeof(marks) / sizeof(marks[0])
+};
+
+static int
+has_mark(PyObject *arr, int flag)
+{
+    return arr != NULL && PyArray_CHKFLAGS((PyArrayObject *)arr, flag);
+}
+
+static int
+is_name(PyObject *key, const char *name)
+{
+    if (PyUnicode_Check(key)) {
+        return PyUnicode_CompareWithASCIIString(key, name) == 0;
+    }
+    return PyBytes_Check(key) && strcmp(PyBytes_AS_STRING(key), name) == 0;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_flags_item(PyObject *arr, PyObject *key)
+{
+    for (int i = 0; i < NMARKS; i++) {
+        if (is_name(key, marks[i].name)) {
+            return PyBool_FromLong(has_mark(arr, marks[i].flag));
+        }
+    }
+    PyErr_SetString(PyExc_KeyError, "Unknown flag");
+    return NULL;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_flags_text(PyObject *arr, PyObject *text)
+{
+    if (!has_mark(arr, NPY_ARRAY_DEFERRED) &&
+        !has_mark(arr, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
+        return text;
+    }
+    for (int i = 0; i < NMARKS && text != NULL; i++) {
+        PyObject *longer =
+                PyUnicode_FromFormat("%U  %s : %s\n", text, marks[i].name,
+                                     has_mark(arr, marks[i].flag) ? "True" : "False");
+        Py_SETREF(text, longer);
+    }
+    return text;
+}
+
 static PyMethodDef methods[] = {
         {"_deferred_set_state", set_state, METH_O, NULL},
         {"_deferred_get_state", get_state, METH_NOARGS, NULL},
+        {"_deferred_enter_state", enter_state, METH_O, NULL},
+        {"_deferred_begin_scope", begin_scope, METH_NOARGS, NULL},
+        {"_deferred_calculate_scope", calculate_scope, METH_O, NULL},
         {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate, METH_FASTCALL,
          NULL},
         {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
@@ -130,7 +213,8 @@ static PyMethodDef methods[] = {
 NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module)
 {
-    if (npy_deferred_state_init() < 0 || npy_deferred_origin_init() < 0) {
+    if (npy_deferred_state_init(module) < 0 || npy_deferred_scope_init(module) < 0 ||
+        npy_deferred_origin_init() < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

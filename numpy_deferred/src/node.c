@@ -162,6 +162,10 @@ remove_pending(npy_deferred_node *node)
 NPY_NO_EXPORT int
 npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array)
 {
+    node->scope = npy_deferred_current_scope();
+    if (node->scope == NULL) {
+        return -1;
+    }
     for (int i = 0; i < node->nin; i++) {
         if (node->operands[i].array == NULL) {
             continue;
@@ -214,6 +218,7 @@ npy_deferred_node_decref(npy_deferred_node *node)
     Py_DECREF(node->method);
     Py_XDECREF(node->errfunc);
     npy_deferred_origin_clear(&node->origin);
+    Py_XDECREF(node->scope);
     PyMem_Free(node);
 }
 
@@ -276,25 +281,34 @@ raise_first(PyObject *error[3])
     return -1;
 }
 
-/* All pending nodes, or all but those whose error was raised already. */
 static int
-calculate_pending(int skip_failed)
+is_due(npy_deferred_node *node, PyObject *scope, int skip_failed)
+{
+    return !(skip_failed && node->failed) &&
+           (scope == NULL || npy_deferred_in_scope(node, scope));
+}
+
+/*
+ * All pending nodes, or those of a scope; without those whose error was raised
+ * already, if so asked.
+ */
+static int
+calculate_pending(PyObject *scope, int skip_failed)
 {
     PyObject *error[3] = {NULL, NULL, NULL};
+    npy_uint64 start = scope == NULL ? 0 : npy_deferred_scope_start(scope);
     /* Nodes that fail stay in the list; go on with those before them. */
     npy_uint64 limit = last_serial;
     for (;;) {
         npy_deferred_node *node = newest;
-        while (node != NULL && node->serial > limit) {
+        while (node != NULL && node->serial > start &&
+               (node->serial > limit || !is_due(node, scope, skip_failed))) {
             node = node->older;
         }
-        if (node == NULL) {
+        if (node == NULL || node->serial <= start) {
             return raise_first(error);
         }
         limit = node->serial - 1;
-        if (skip_failed && node->failed) {
-            continue;
-        }
         npy_deferred_node_incref(node);
         calculate_if_pending(node, error);
         npy_deferred_node_decref(node);
@@ -304,13 +318,25 @@ calculate_pending(int skip_failed)
 NPY_NO_EXPORT int
 npy_deferred_calculate_all(void)
 {
-    return calculate_pending(0);
+    return calculate_pending(NULL, 0);
 }
 
 NPY_NO_EXPORT int
 npy_deferred_before_errstate(void)
 {
-    return calculate_pending(1);
+    return calculate_pending(NULL, 1);
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_begin_scope(void)
+{
+    return npy_deferred_new_scope(last_serial);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_scope(PyObject *scope)
+{
+    return calculate_pending(scope, 0);
 }
 
 /* Bytes that calculating the node alone would let go. */
@@ -326,12 +352,31 @@ node_held_bytes(npy_deferred_node *node, npy_uint64 visit)
     return held;
 }
 
-/* Calculate the node's array to free memory; its own errors wait for a reader. */
+static npy_deferred_node *
+oldest_pending_since(npy_uint64 serial)
+{
+    npy_deferred_node *found = NULL;
+    for (npy_deferred_node *node = newest; node != NULL && node->serial >= serial;
+         node = node->older) {
+        found = node;
+    }
+    return found;
+}
+
+/*
+ * Calculate the node's array to free memory; its own errors wait for a reader.
+ * `*newer` stays the next in the list, which handlers of errors may change.
+ */
 static int
-calculate_for_budget(npy_deferred_node *node)
+calculate_for_budget(npy_deferred_node *node, npy_deferred_node **newer)
 {
     PyArrayObject *array = node->array;
+    npy_deferred_node *following = *newer;
+    npy_uint64 serial = node->serial;
     int result = 0;
+    if (following != NULL) {
+        npy_deferred_node_incref(following);
+    }
     Py_INCREF(array);
     npy_deferred_node_incref(node);
     if (npy_deferred_calculate(array) < 0) {
@@ -346,18 +391,13 @@ calculate_for_budget(npy_deferred_node *node)
     }
     npy_deferred_node_decref(node);
     Py_DECREF(array);
-    return result;
-}
-
-static npy_deferred_node *
-oldest_pending_since(npy_uint64 serial)
-{
-    npy_deferred_node *found = NULL;
-    for (npy_deferred_node *node = newest; node != NULL && node->serial >= serial;
-         node = node->older) {
-        found = node;
+    if (following != NULL) {
+        if (following->array == NULL) {
+            *newer = oldest_pending_since(serial + 1);
+        }
+        npy_deferred_node_decref(following);
     }
-    return found;
+    return result;
 }
 
 NPY_NO_EXPORT int
@@ -371,16 +411,13 @@ npy_deferred_limit_total_memory(void)
     npy_uint64 visit = npy_deferred_new_visit();
     npy_deferred_node *node = oldest_pending_since(0);
     while (node != NULL && held > npy_deferred_memory_limit / 2) {
-        npy_uint64 serial = node->serial;
         npy_deferred_node *newer = node->newer;
         npy_intp freed = node->budget_failed ? 0 : node_held_bytes(node, visit);
         if (freed != 0) {
-            if (calculate_for_budget(node) < 0) {
+            if (calculate_for_budget(node, &newer) < 0) {
                 return -1;
             }
             held -= freed;
-            /* Handlers of errors may have changed the list. */
-            newer = oldest_pending_since(serial + 1);
         }
         node = newer;
     }

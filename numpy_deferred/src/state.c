@@ -101,7 +101,7 @@ read_guard_mode(void)
 }
 
 NPY_NO_EXPORT int
-npy_deferred_state_init(void)
+npy_deferred_state_init(PyObject *module)
 {
     if (read_bytes("NUMPY_DEFERRED_MIN_BYTES", &npy_deferred_min_bytes) < 0 ||
         read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
@@ -115,7 +115,10 @@ npy_deferred_state_init(void)
     npy_deferred_state_used = (initial == Py_True);
     state_variable = PyContextVar_New("numpy.deferred_state", initial);
     Py_DECREF(initial);
-    return state_variable == NULL ? -1 : 0;
+    if (state_variable == NULL) {
+        return -1;
+    }
+    return PyModule_AddObjectRef(module, "_deferred_state", state_variable);
 }
 
 NPY_NO_EXPORT int
@@ -141,7 +144,7 @@ npy_deferred_get_state(void)
 }
 
 NPY_NO_EXPORT PyObject *
-npy_deferred_set_state(PyObject *state)
+npy_deferred_enter_state(PyObject *state)
 {
     if (state != Py_True && state != Py_False && state != Py_None) {
         PyErr_Format(PyExc_ValueError,
@@ -150,16 +153,25 @@ npy_deferred_set_state(PyObject *state)
                      state);
         return NULL;
     }
+    PyObject *token = PyContextVar_Set(state_variable, state);
+    if (token != NULL) {
+        npy_deferred_state_used = 1;
+    }
+    return token;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_set_state(PyObject *state)
+{
     PyObject *previous = npy_deferred_get_state();
     if (previous == NULL) {
         return NULL;
     }
-    PyObject *token = PyContextVar_Set(state_variable, state);
+    PyObject *token = npy_deferred_enter_state(state);
     if (token == NULL) {
         Py_DECREF(previous);
         return NULL;
     }
     Py_DECREF(token);
-    npy_deferred_state_used = 1;
     return previous;
 }
