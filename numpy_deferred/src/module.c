@@ -102,7 +102,7 @@ static PyMethodDef methods[] = {
 NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module)
 {
-    if (npy_deferred_state_init() < 0) {
+    if (npy_deferred_state_init() < 0 || npy_deferred_capi_init(module) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);
