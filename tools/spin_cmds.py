@@ -297,7 +297,12 @@ def lint(fix):
     clang-format with NumPy's own style, on our C only.
     """
     worktree.ensure(HERE)
-    sources = sorted(str(p) for p in (ROOT / "numpy_deferred/src").glob("*.[ch]"))
+    folders = ["numpy_deferred/src", "numpy_deferred/include/numpy", "tests/capi"]
+    sources = [
+        str(path)
+        for folder in folders
+        for path in sorted((ROOT / folder).glob("*.[ch]*"))
+    ]
     style = f"--style=file:{HERE.upstream / '.clang-format'}"
     c_options = ["-i"] if fix else ["--dry-run", "-Werror"]
     commands = [

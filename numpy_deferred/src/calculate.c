@@ -144,6 +144,47 @@ npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *where
     return result < 0 ? -1 : 1;
 }
 
+/* The values of `src` go to `dst` by way of private memory. */
+static int
+assign_copy(PyArrayObject *dst, PyArrayObject *src)
+{
+    npy_deferred_node *node = npy_deferred_node_of(src);
+    npy_intp nbytes = PyArray_NBYTES(src);
+    void *memory = PyDataMem_UserNEW(nbytes, PyDataMem_DefaultHandler);
+    if (memory == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    npy_deferred_node_incref(node);
+    int result = fill_and_report(src, node, &memory);
+    npy_deferred_node_decref(node);
+    if (memory == NULL) {
+        return result < 0 ? -1 : PyArray_CopyInto(dst, src);
+    }
+    if (result == 0) {
+        PyArrayObject *values = npy_deferred_array_over(src, memory);
+        result = values == NULL ? -1 : PyArray_CopyInto(dst, values);
+        Py_XDECREF(values);
+    }
+    PyDataMem_UserFREE(memory, nbytes, PyDataMem_DefaultHandler);
+    return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src)
+{
+    /* This flushes what depends on `dst`, which may be `src`. */
+    if (PyArray_FailUnlessWriteable(dst, "assignment destination") < 0) {
+        return -1;
+    }
+    if (!npy_deferred_is(src) || npy_deferred_node_of(src)->nevaluated != 0 ||
+        npy_deferred_node_of(src)->computed != NULL ||
+        can_assign(dst, src, NULL, NPY_UNSAFE_CASTING)) {
+        return PyArray_CopyInto(dst, src);
+    }
+    return assign_copy(dst, src);
+}
+
 /* Say which hook is missing: where in Python and in C the data are touched. */
 static void
 report_touch(PyArrayObject *arr)

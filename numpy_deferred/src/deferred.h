@@ -518,5 +518,17 @@ npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[], int *sta
 NPY_NO_EXPORT int
 npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
                            npy_deferred_target target);
+/*
+ * Copy `src` into `dst` as PyArray_CopyInto does.  A deferred `src` stays so the
+ * first time that it is evaluated, unless `dst` is memory that it reads.
+ */
+NPY_NO_EXPORT int
+npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
+
+/* ---- capi.c ---- */
+
+/* Fills the slots of the array API table.  Returns 0 or -1. */
+NPY_NO_EXPORT int
+npy_deferred_capi_init(PyObject *module);
 
 #endif /* NUMPY_DEFERRED_SRC_DEFERRED_H_ */

@@ -214,7 +214,7 @@ NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module)
 {
     if (npy_deferred_state_init(module) < 0 || npy_deferred_scope_init(module) < 0 ||
-        npy_deferred_origin_init() < 0) {
+        npy_deferred_origin_init() < 0 || npy_deferred_capi_init(module) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

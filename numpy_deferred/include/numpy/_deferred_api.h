@@ -1,0 +1,131 @@
+/*
+ * Deferred evaluation in the array C-API (doc/c-api.rst).  Included by
+ * __multiarray_api.h, so import_array() is all that an extension needs.
+ *
+ * The functions lie in slots of the API table that NumPy's own functions will
+ * not reach; the table of a NumPy without deferred evaluation ends before
+ * them.  Extensions are compiled once and meet either, so every function asks
+ * for the version first, and where there is none does what it means there: no
+ * array is deferred, so each is calculated already.
+ */
+#ifndef NUMPY_DEFERRED_INCLUDE_NUMPY__DEFERRED_API_H_
+#define NUMPY_DEFERRED_INCLUDE_NUMPY__DEFERRED_API_H_
+
+#include "numpy/arrayobject.h"
+
+/* Grows with the functions; what is there stays. */
+#define NPY_DEFERRED_API_VERSION 1
+
+/* NumPy's table has a few hundred slots, and gets a few a year. */
+#define _NPY_DEFERRED_API_SLOT 1000
+
+/* What the functions do with something else; also where they are missing. */
+static inline int
+_npy_deferred_check_array(PyArrayObject *arr)
+{
+    if (arr == NULL) {
+        PyErr_SetString(PyExc_ValueError, "expected an ndarray, not NULL");
+        return -1;
+    }
+    if (!PyObject_TypeCheck((PyObject *)arr, &PyArray_Type)) {
+        PyErr_Format(PyExc_TypeError, "expected an ndarray, not %.100s",
+                     Py_TYPE((PyObject *)arr)->tp_name);
+        return -1;
+    }
+    return 0;
+}
+
+#if !(defined(NPY_INTERNAL_BUILD) && NPY_INTERNAL_BUILD)
+
+/*
+ * The version of these functions in the NumPy that is running; 0 when it has
+ * none of them, -1 with an exception set when that cannot be told.
+ */
+static inline int
+PyArray_GetDeferredAPIVersion(void)
+{
+    static int version = -1;
+    PyObject *type, *value, *traceback, *core, *number = NULL;
+
+    if (version >= 0) {
+        return version;
+    }
+    /* Nobody has to clear an exception to ask. */
+    PyErr_Fetch(&type, &value, &traceback);
+    core = PyImport_ImportModule("numpy._core._multiarray_umath");
+    if (core != NULL) {
+        number = PyObject_GetAttrString(core, "_deferred_api_version");
+        Py_DECREF(core);
+    }
+    if (number != NULL) {
+        version = (int)PyLong_AsLong(number);
+        Py_DECREF(number);
+    }
+    else if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
+             PyErr_ExceptionMatches(PyExc_ModuleNotFoundError)) {
+        PyErr_Clear();
+        version = 0;
+    }
+    if (version >= 0) {
+        PyErr_Restore(type, value, traceback);
+        return version;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return -1;
+}
+
+#    define _NPY_DEFERRED_FUNCTION(i, arguments) \
+        (*(int(*) arguments)PyArray_API[_NPY_DEFERRED_API_SLOT + (i)])
+
+static inline int
+PyArray_CalculateAllDeferred(void)
+{
+    int version = PyArray_GetDeferredAPIVersion();
+    if (version < 1) {
+        return version < 0 ? NPY_FAIL : NPY_SUCCEED;
+    }
+    return _NPY_DEFERRED_FUNCTION(0, (void))();
+}
+
+static inline int
+PyArray_CalculateDeferred(PyArrayObject *arr)
+{
+    int version = PyArray_GetDeferredAPIVersion();
+    if (version < 1) {
+        if (version < 0 || _npy_deferred_check_array(arr) < 0) {
+            return NPY_FAIL;
+        }
+        return NPY_SUCCEED;
+    }
+    return _NPY_DEFERRED_FUNCTION(1, (PyArrayObject *))(arr);
+}
+
+static inline int
+PyArray_CalculateDeferredAssignment(PyArrayObject *arr, PyArrayObject *out)
+{
+    int version = PyArray_GetDeferredAPIVersion();
+    if (version < 1) {
+        if (version < 0 || _npy_deferred_check_array(arr) < 0 ||
+            _npy_deferred_check_array(out) < 0 || PyArray_CopyInto(out, arr) < 0) {
+            return NPY_FAIL;
+        }
+        return NPY_SUCCEED;
+    }
+    return _NPY_DEFERRED_FUNCTION(2, (PyArrayObject *, PyArrayObject *))(arr, out);
+}
+
+static inline int
+PyArray_GetDeferredUsageCount(PyArrayObject *arr)
+{
+    int version = PyArray_GetDeferredAPIVersion();
+    if (version < 1) {
+        return version < 0 ? -1 : _npy_deferred_check_array(arr);
+    }
+    return _NPY_DEFERRED_FUNCTION(3, (PyArrayObject *))(arr);
+}
+
+#endif /* !NPY_INTERNAL_BUILD */
+
+#endif /* NUMPY_DEFERRED_INCLUDE_NUMPY__DEFERRED_API_H_ */

@@ -1,0 +1,78 @@
+/*
+ * The C API of deferred evaluation, documented in doc/c-api.rst.
+ *
+ * The functions are put into slots of NumPy's array API table that its
+ * generator leaves free; _deferred_api.h calls them there.  Unlike the rest of
+ * numpy_deferred they return NPY_SUCCEED or NPY_FAIL, and look at what they are
+ * given: a NULL is a ValueError and another object a TypeError, as for
+ * PyArray_SetBaseObject and PyArray_OutputConverter, since Cython passes None
+ * where an ndarray is declared.  They need the GIL.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/_deferred_api.h"
+#include "numpy/arrayobject.h"
+
+#include "deferred.h"
+
+#include <limits.h>
+
+extern void *PyArray_API[];
+
+static inline int
+success(int result)
+{
+    return result < 0 ? NPY_FAIL : NPY_SUCCEED;
+}
+
+static int
+PyArray_CalculateAllDeferred(void)
+{
+    return success(npy_deferred_calculate_all());
+}
+
+static int
+PyArray_CalculateDeferred(PyArrayObject *arr)
+{
+    if (_npy_deferred_check_array(arr) < 0) {
+        return NPY_FAIL;
+    }
+    return success(npy_deferred_calculate(arr));
+}
+
+static int
+PyArray_CalculateDeferredAssignment(PyArrayObject *arr, PyArrayObject *out)
+{
+    if (_npy_deferred_check_array(arr) < 0 || _npy_deferred_check_array(out) < 0) {
+        return NPY_FAIL;
+    }
+    return success(npy_deferred_assign_keeping(out, arr));
+}
+
+static int
+PyArray_GetDeferredUsageCount(PyArrayObject *arr)
+{
+    if (_npy_deferred_check_array(arr) < 0) {
+        return -1;
+    }
+    npy_deferred_usage *usage = npy_deferred_find_usage(arr);
+    return usage == NULL ? 0 : (int)Py_MIN(usage->count, INT_MAX);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_capi_init(PyObject *module)
+{
+    void **slots = PyArray_API + _NPY_DEFERRED_API_SLOT;
+    slots[0] = (void *)PyArray_CalculateAllDeferred;
+    slots[1] = (void *)PyArray_CalculateDeferred;
+    slots[2] = (void *)PyArray_CalculateDeferredAssignment;
+    slots[3] = (void *)PyArray_GetDeferredUsageCount;
+    return PyModule_AddIntConstant(module, "_deferred_api_version",
+                                   NPY_DEFERRED_API_VERSION);
+}

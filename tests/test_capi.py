@@ -1,0 +1,412 @@
+"""The C API: from C, C++ and Cython, and where deferral meets WRITEBACKIFCOPY."""
+
+import importlib.util
+import os
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.compare import assert_same, bits, observe
+from helpers.counting import counted
+from helpers.extensions import build_extensions
+
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+SITE_PACKAGES = Path(np.__file__).parent.parent
+SLOT = 1000
+
+
+@pytest.fixture(scope="session")
+def extensions(tmp_path_factory):
+    """The folder with the extensions, built against this NumPy."""
+    return build_extensions(SITE_PACKAGES, tmp_path_factory.mktemp("capi") / "ours")
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory):
+    """Stock NumPy: its folder, and that of extensions built against it."""
+    site_packages = os.environ.get("NUMPY_STOCK")
+    if not site_packages:
+        pytest.skip("no stock NumPy: `spin stock` builds it")
+    directory = tmp_path_factory.mktemp("capi") / "stock"
+    return site_packages, build_extensions(site_packages, directory)
+
+
+def load(directory, name):
+    spec = importlib.util.spec_from_file_location(name, directory / f"{name}{SUFFIX}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def capi(extensions):
+    return load(extensions, "_capi")
+
+
+@pytest.fixture(scope="session")
+def cython(extensions):
+    return load(extensions, "_cython")
+
+
+@pytest.fixture(params=["_capi", "_cpp", "_cython", "_portable", "_portable_old"])
+def calculate(request, extensions):
+    """PyArray_CalculateDeferred, in every language and for older NumPy."""
+    return load(extensions, request.param).calculate
+
+
+@pytest.fixture(params=["_capi", "_cython", "_portable", "_portable_old"])
+def api(request, extensions):
+    """A module with all four functions."""
+    return load(extensions, request.param)
+
+
+def vector(n=12, dtype=float):
+    return np.arange(n).astype(dtype)
+
+
+class TestNames:
+    def test_flags(self, capi, cython):
+        assert capi.NPY_ARRAY_DEFERRED == capi.NPY_DEFERRED == cython.DEFERRED
+        assert (
+            capi.NPY_ARRAY_DEFERRED_WASWRITEABLE
+            == capi.NPY_DEFERRED_WASWRITEABLE
+            == cython.DEFERRED_WASWRITEABLE
+        )
+        assert (
+            capi.NPY_ARRAY_UPDATEIFCOPY_TARGET
+            == capi.NPY_UPDATEIFCOPY_TARGET
+            == cython.UPDATEIFCOPY_TARGET
+        )
+
+    def test_version(self, api):
+        assert api.version() == 1
+
+    def test_table(self, capi):
+        """Our slots are filled, and NumPy's own may grow up to there."""
+        assert capi.NPY_DEFERRED_API_VERSION == 1
+        assert all(capi.slots(SLOT, SLOT + 4))
+        assert not any(capi.slots(369, SLOT))
+
+    def test_flags_of_arrays(self, capi, deferred):
+        a = vector()
+        x = a + 1
+        assert capi.flags(x) & capi.NPY_ARRAY_DEFERRED
+        marks = capi.NPY_ARRAY_DEFERRED_WASWRITEABLE | capi.NPY_ARRAY_WRITEABLE
+        assert capi.flags(a) & marks == capi.NPY_ARRAY_DEFERRED_WASWRITEABLE
+        assert x.flags.deferred
+        capi.calculate(x)
+        assert not capi.flags(x) & capi.NPY_ARRAY_DEFERRED
+        assert capi.flags(a) & marks == capi.NPY_ARRAY_WRITEABLE
+
+
+class TestCalculateDeferred:
+    def test_deferred(self, calculate, deferred):
+        a = vector()
+        x = a * 2 + 1
+        calculate(x)
+        assert not x.flags.deferred
+        assert x.tolist() == [2.0 * i + 1 for i in range(12)]
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            np.array(1.0),
+            np.zeros(0),
+            np.ma.array([1.0, 2.0], mask=[0, 1]),
+            np.arange(4.0).view(np.recarray),
+            np.array([None, "a"]),
+        ],
+        ids=["0-d", "empty", "masked", "recarray", "object"],
+    )
+    def test_regular(self, calculate, array):
+        before = array.tolist()
+        calculate(array)
+        assert array.tolist() == before
+
+    @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+    def test_matrix(self, calculate, deferred):
+        m = np.matrix([[1.0, 2.0]])
+        calculate(m)
+        calculate(m + 1)
+        x = vector()[:2] + m
+        calculate(x)
+        assert x.tolist() == [[1.0, 3.0]]
+
+    @pytest.mark.parametrize("value", [None, 1.0, [1.0], np.float64(1), np.ndarray])
+    def test_not_an_array(self, calculate, value):
+        with pytest.raises(TypeError, match="ndarray"):
+            calculate(value)
+
+    def test_null(self, capi):
+        with pytest.raises(ValueError, match="not NULL"):
+            capi.calculate(capi.NULL)
+
+    def test_error_state(self, calculate, deferred):
+        zero = np.zeros(3)
+        with np.errstate(divide="raise"):
+            x = 1 / zero
+            for _ in range(2):
+                with pytest.raises(FloatingPointError, match="divide by zero"):
+                    calculate(x)
+                assert x.flags.deferred
+            assert np.deferred.usage_count(zero) == 1
+            del x
+        assert np.deferred.usage_count(zero) == 0
+
+    def test_only_that_one(self, calculate, deferred):
+        x, y = vector() + 1, vector() + 2
+        calculate(y)
+        assert x.flags.deferred
+        assert not y.flags.deferred
+        calculate(x)
+
+
+class TestCalculateAllDeferred:
+    def test_all(self, api, deferred):
+        arrays = [vector() + i for i in range(10)]
+        api.calculate_all()
+        assert not any(x.flags.deferred for x in arrays)
+        assert [x[1] for x in arrays] == list(range(1, 11))
+
+    def test_nothing_deferred(self, api):
+        assert np.deferred.stats()["pending"] == 0
+        api.calculate_all()
+
+    def test_goes_on_after_an_error(self, api, deferred):
+        """The newest comes first, and its error is the one reported."""
+        with np.errstate(divide="raise", over="raise"):
+            first = vector() + 1
+            second = np.exp(np.full(3, 1e6))
+            third = 1 / np.zeros(3)
+            fourth = vector() + 2
+            with pytest.raises(FloatingPointError, match="divide by zero"):
+                api.calculate_all()
+            found = [x.flags.deferred for x in (first, second, third, fourth)]
+            assert found == [False, True, True, False]
+            del second, third
+
+
+class TestUsageCount:
+    def test_count(self, api, deferred):
+        a, b = vector(), vector()
+        assert api.usage_count(a) == 0
+        x = a + b
+        y = a * a
+        assert [api.usage_count(array) for array in (a, b, x)] == [3, 1, 0]
+        z = x + y
+        assert api.usage_count(x) == 1
+        assert x.flags.deferred, "counting calculates nothing"
+        np.deferred.calculate(z)
+        del x, y
+        assert [api.usage_count(array) for array in (a, b)] == [0, 0]
+
+    @pytest.mark.parametrize("array", [np.array(1.0), np.ma.zeros(3), np.zeros(0)])
+    def test_unused(self, api, array):
+        assert api.usage_count(array) == 0
+
+    @pytest.mark.parametrize("value", [None, 3, [1.0]])
+    def test_not_an_array(self, api, value):
+        with pytest.raises(TypeError, match="ndarray"):
+            api.usage_count(value)
+
+    def test_null(self, capi):
+        with pytest.raises(ValueError, match="not NULL"):
+            capi.usage_count(capi.NULL)
+
+
+def unaligned(n):
+    return np.zeros(8 * n + 1, np.uint8)[1:].view(np.float64)
+
+
+OUTS = {
+    "same": lambda: np.zeros((3, 4)),
+    "fortran": lambda: np.zeros((4, 3)).T,
+    "reversed": lambda: np.zeros((3, 4))[::-1, ::-1],
+    "strided": lambda: np.zeros((6, 8))[::2, ::2],
+    "unaligned": lambda: unaligned(12).reshape(3, 4),
+    "byteswapped": lambda: np.zeros((3, 4), ">f8"),
+    "float32": lambda: np.zeros((3, 4), np.float32),
+    "int8": lambda: np.zeros((3, 4), np.int8),
+    "bool": lambda: np.zeros((3, 4), bool),
+    "complex": lambda: np.zeros((3, 4), complex),
+    "object": lambda: np.zeros((3, 4), object),
+    "string": lambda: np.zeros((3, 4), "U8"),
+    "datetime": lambda: np.zeros((3, 4), "m8[s]"),
+    "broadcast": lambda: np.zeros((2, 3, 4)),
+    "leading ones": lambda: np.zeros((1, 1, 3, 4)),
+    "masked": lambda: np.ma.zeros((3, 4)),
+    "wrong shape": lambda: np.zeros((4, 3)),
+    "0-d": lambda: np.zeros(()),
+    "empty": lambda: np.zeros(0),
+}
+
+
+def expression():
+    a = np.linspace(-3, 120, 12).reshape(3, 4)
+    return a * 2 - 1
+
+
+class TestAssignment:
+    @pytest.mark.parametrize("name", OUTS)
+    def test_as_eager(self, api, name):
+        """The oracle is CopyInto's counterpart in Python, without deferral."""
+
+        def copyto(x, out):
+            np.copyto(out, x, casting="unsafe")
+            return out
+
+        def assign(x, out):
+            api.assign(x, out)
+            assert state is False or x.flags.deferred
+            return out
+
+        outs = {}
+        for state, call in ((False, copyto), (False, assign), (True, assign)):
+            with np.deferredstate(state):
+                x = expression()
+                outs[call, state] = observe(call, x, OUTS[name]())
+                assert x.tolist() == [
+                    [2 * v - 1 for v in row]
+                    for row in np.linspace(-3, 120, 12).reshape(3, 4).tolist()
+                ]
+        assert outs[assign, False] == outs[copyto, False]
+        assert outs[assign, True] == outs[copyto, False]
+
+    def test_second_time(self, api, deferred):
+        """The NEP's remark: evaluated a second time it becomes regular."""
+        x = expression()
+        first, second, third = (np.zeros((3, 4)) for _ in range(3))
+        api.assign(x, first)
+        assert x.flags.deferred
+        api.assign(x, second)
+        assert not x.flags.deferred
+        api.assign(x, third)
+        assert bits(first) == bits(second) == bits(third) == bits(x)
+
+    def test_second_time_by_way_of_a_copy(self, api, deferred):
+        x = expression()
+        first, second = np.zeros((2, 3, 4)), np.zeros((2, 3, 4))
+        api.assign(x, first)
+        assert x.flags.deferred
+        api.assign(x, second)
+        assert not x.flags.deferred
+        assert bits(first) == bits(second)
+
+    def test_straight_into_out(self, api, deferred):
+        a, out = vector(), np.zeros(12)
+        x = a + 1
+        with counted() as counters:
+            api.assign(x, out)
+        assert (counters.fused, counters.calculated) == (1, 0)
+        del x
+
+    @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+    def test_matrix(self, api, deferred):
+        x, out = expression(), np.asmatrix(np.zeros((3, 4)))
+        api.assign(x, out)
+        assert type(out) is np.matrix
+        assert out.tolist() == x.tolist()
+
+    def test_complex_to_real(self, api):
+        def call():
+            z = (vector() + 1j) * 2
+            out = np.zeros(12)
+            api.assign(z, out)
+            return out
+
+        assert len(assert_same(call).warnings) == 1
+
+    @pytest.mark.parametrize("shift", [-3, 0, 3])
+    def test_out_is_an_operand(self, api, shift):
+        """Then the array is calculated first, as for any write."""
+
+        def call():
+            memory = vector(24)
+            x = memory[6:18] * 2 + memory[5:17]
+            out = memory[6 + shift : 18 + shift]
+            api.assign(x, out)
+            assert not x.flags.deferred
+            return memory, x
+
+        assert_same(call)
+
+    def test_out_is_an_operand_of_another(self, api):
+        def call():
+            a, out = vector(), vector()
+            other = out * 3
+            x = a + 1
+            api.assign(x, out)
+            return other, x, out
+
+        assert_same(call)
+
+    def test_out_is_deferred(self, api):
+        def call():
+            x, out = vector() + 1, vector() + 2
+            view = out
+            api.assign(x, out)
+            return x, out, view
+
+        assert_same(call)
+
+    def test_out_is_itself(self, api, deferred):
+        x = vector() + 1
+        api.assign(x, x)
+        assert not x.flags.deferred
+        assert x[0] == 1
+
+    def test_regular(self, api):
+        a, out = vector(dtype=int), np.zeros((2, 12))
+        api.assign(a, out)
+        assert out.tolist() == [list(range(12))] * 2
+
+    def test_read_only(self, api, deferred):
+        x, out = vector() + 1, np.zeros(12)
+        out.flags.writeable = False
+        with pytest.raises(ValueError, match="read-only"):
+            api.assign(x, out)
+        assert x.flags.deferred
+        assert not out.any()
+        del x
+
+    def test_wrong_shape(self, api, deferred):
+        x, out = vector() + 1, np.zeros(5)
+        with pytest.raises(ValueError, match="could not broadcast"):
+            api.assign(x, out)
+        assert not out.any()
+        assert x.flags.deferred
+        del x
+
+    @pytest.mark.parametrize("shape", [(3,), (2, 3)])
+    def test_error_state(self, api, deferred, shape):
+        """Nothing is written when the values cannot be had."""
+        with np.errstate(divide="raise"):
+            x, out = 1 / np.zeros(3), np.full(shape, 7.0)
+            for _ in range(3):
+                with pytest.raises(FloatingPointError, match="divide by zero"):
+                    api.assign(x, out)
+                assert x.flags.deferred
+                assert (out == 7).all()
+            del x
+
+    @pytest.mark.parametrize("shape", [(3,), (2, 3)])
+    def test_handler_reads_the_array(self, api, deferred, shape):
+        seen = []
+        with np.errstate(divide="call", call=lambda *_: seen.append(x.tolist())):
+            x, out = 1 / np.zeros(3), np.zeros(shape)
+            api.assign(x, out)
+            assert np.isinf(out).all()
+        assert seen == [[np.inf] * 3]
+
+    @pytest.mark.parametrize("value", [None, 3, [1.0]])
+    def test_not_an_array(self, api, value):
+        for arguments in ((value, np.zeros(3)), (np.zeros(3), value)):
+            with pytest.raises(TypeError, match="ndarray"):
+                api.assign(*arguments)
+
+    def test_null(self, capi):
+        for arguments in ((capi.NULL, np.zeros(3)), (np.zeros(3), capi.NULL)):
+            with pytest.raises(ValueError, match="not NULL"):
+                capi.assign(*arguments)
