@@ -294,6 +294,7 @@ class TestAssignment:
         assert not x.flags.deferred
         assert bits(first) == bits(second)
 
+    @pytest.mark.filterwarnings("default")
     def test_straight_into_out(self, api, deferred):
         a, out = vector(), np.zeros(12)
         x = a + 1
