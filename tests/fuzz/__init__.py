@@ -1,0 +1,1 @@
+"""A fuzzer: random programs run eagerly and deferred, see README in __main__.py."""
