@@ -44,13 +44,18 @@ fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
     }
     int result = npy_deferred_evaluate(node, out, NPY_DEFERRED_FRESH, &errors);
     Py_DECREF(out);
+    if (result == 0 && (!npy_deferred_is(arr) || node->computed != NULL)) {
+        /* Another thread was faster, and reports the errors. */
+        npy_deferred_errors_clear(&errors);
+        return npy_deferred_calculate(arr);
+    }
     if (result < 0 || errors.n == 0) {
         return result;
     }
     node->computed = *memory;
     result = npy_deferred_report(&errors);
     if (node->computed == NULL) {
-        *memory = NULL; /* a handler has committed it */
+        *memory = NULL; /* a handler or another thread has committed it */
     }
     node->computed = NULL;
     return result;
@@ -136,7 +141,11 @@ npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *where
     if (!npy_deferred_is(src)) {
         return 0;
     }
-    if (!can_assign(dst, src, wheremask, casting)) {
+    int assignable = can_assign(dst, src, wheremask, casting);
+    if (!npy_deferred_is(src)) {
+        return 0; /* the warning filters that were asked may have run code */
+    }
+    if (!assignable) {
         return npy_deferred_calculate(src);
     }
     int result = npy_deferred_evaluate_into(npy_deferred_node_of(src), dst,
@@ -158,15 +167,18 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
     npy_deferred_node_incref(node);
     int result = fill_and_report(src, node, &memory);
     npy_deferred_node_decref(node);
-    if (memory == NULL) {
-        return result < 0 ? -1 : PyArray_CopyInto(dst, src);
+    if (result == 0 && !npy_deferred_is(src)) {
+        /* A handler or another thread has calculated it. */
+        result = PyArray_CopyInto(dst, src);
     }
-    if (result == 0) {
+    else if (result == 0) {
         PyArrayObject *values = npy_deferred_array_over(src, memory);
         result = values == NULL ? -1 : PyArray_CopyInto(dst, values);
         Py_XDECREF(values);
     }
-    PyDataMem_UserFREE(memory, nbytes, PyDataMem_DefaultHandler);
+    if (memory != NULL) {
+        PyDataMem_UserFREE(memory, nbytes, PyDataMem_DefaultHandler);
+    }
     return result;
 }
 

@@ -38,14 +38,24 @@ typedef struct {
     int errmask;
 } ufunc_call;
 
+/* What became of a call, beside 1, 0 and -1: look at it afresh. */
+#define AGAIN 2
+
 /* The node that npy_deferred_call_eagerly runs, for the hook; else NULL. */
 static npy_deferred_node *eager_node = NULL;
 
+/* Leave the call to eager NumPy.  Returns 0, or -1 with an exception set. */
 static int
-calculate_inputs(const ufunc_call *call)
+decline(const ufunc_call *call)
 {
     for (int i = 0; i < call->ufunc->nin; i++) {
         if (npy_deferred_calculate(call->op[i]) < 0) {
+            return -1;
+        }
+    }
+    /* Other threads may have made new readers meanwhile. */
+    for (int i = call->ufunc->nin; i < call->ufunc->nargs; i++) {
+        if (call->op[i] != NULL && npy_deferred_before_write(call->op[i]) < 0) {
             return -1;
         }
     }
@@ -183,22 +193,42 @@ new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
             _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
-/* op[nin] becomes a deferred array.  Returns 1 or -1. */
+/*
+ * The call's node, within the bounds of an expression, and of the memory that
+ * a pending result of `nbytes` may hold.  Returns 0; 1 when that took a
+ * calculation, after which nothing known about the operands need hold any
+ * more, as handlers and other threads may have run; -1: exception set.
+ */
+static int
+new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
+{
+    *node = npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
+                                  call->order, call->errmask);
+    if (*node == NULL) {
+        return -1;
+    }
+    int result = npy_deferred_limit_expression(*node);
+    if (result == 0) {
+        result = npy_deferred_limit_memory(*node, nbytes);
+    }
+    if (result != 0) {
+        npy_deferred_node_decref(*node);
+    }
+    return result;
+}
+
+/* op[nin] becomes a deferred array.  Returns 1, -1, or AGAIN. */
 static int
 capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
 {
     npy_intp nbytes = layout->size * call->descrs[call->ufunc->nin]->elsize;
-    npy_deferred_node *node =
-            npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
-                                  call->order, call->errmask);
-    if (node == NULL) {
-        return -1;
+    npy_deferred_node *node;
+    int limited = new_node(call, nbytes, &node);
+    if (limited != 0) {
+        return limited < 0 ? -1 : AGAIN;
     }
-    PyArrayObject *array = NULL;
-    if (npy_deferred_limit_expression(node) < 0 ||
-        npy_deferred_limit_memory(node, nbytes) < 0 ||
-        (array = new_array(call, layout, guard)) == NULL ||
-        npy_deferred_node_attach(node, array) < 0) {
+    PyArrayObject *array = new_array(call, layout, guard);
+    if (array == NULL || npy_deferred_node_attach(node, array) < 0) {
         Py_XDECREF(array);
         npy_deferred_node_decref(node);
         return -1;
@@ -211,20 +241,16 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
     return 1;
 }
 
-/* Run the call now, with its deferred inputs fused in.  Returns 1 or -1. */
+/* Run the call now, with its deferred inputs.  Returns 1, -1, or AGAIN. */
 static int
 fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
 {
-    npy_deferred_node *node =
-            npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
-                                  call->order, call->errmask);
-    if (node == NULL) {
-        return -1;
+    npy_deferred_node *node;
+    int limited = new_node(call, NPY_MAX_INTP, &node);
+    if (limited != 0) {
+        return limited < 0 ? -1 : AGAIN;
     }
-    int result = npy_deferred_limit_expression(node);
-    if (result == 0) {
-        result = npy_deferred_evaluate_into(node, out, target);
-    }
+    int result = npy_deferred_evaluate_into(node, out, target);
     npy_deferred_node_decref(node);
     return result < 0 ? -1 : 1;
 }
@@ -252,6 +278,62 @@ fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
     return fuse(call, out, NPY_DEFERRED_OUT);
 }
 
+/* Run the call now into a new array.  Returns 1, -1, or AGAIN. */
+static int
+fuse_into_new(const ufunc_call *call, const npy_deferred_layout *layout)
+{
+    PyArrayObject *result = new_array(call, layout, NULL);
+    if (result == NULL) {
+        return -1;
+    }
+    int fused = fuse(call, result, NPY_DEFERRED_FRESH);
+    if (fused != 1) {
+        Py_DECREF(result);
+        return fused;
+    }
+    call->op[call->ufunc->nin] = result;
+    return 1;
+}
+
+/* Returns as npy_deferred_capture, or AGAIN. */
+static int
+decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
+{
+    PyUFuncObject *ufunc = call->ufunc;
+    int any_deferred = 0, any_array = 0;
+    for (int i = 0; i < ufunc->nin; i++) {
+        any_deferred |= npy_deferred_is(call->op[i]);
+        any_array |= PyArray_NDIM(call->op[i]) != 0;
+    }
+    if (!any_array) {
+        return 0;
+    }
+    int has_out = ufunc->nout == 1 && call->op[ufunc->nin] != NULL;
+    int enabled = has_out ? 0 : npy_deferred_enabled(call->errmask);
+    if (enabled < 0) {
+        return -1;
+    }
+    if (!enabled && !any_deferred) {
+        return 0;
+    }
+    npy_deferred_layout layout;
+    if (wheremask != NULL || !is_plannable(call, casting) ||
+        npy_deferred_result_layout(ufunc->nin, call->op, call->descrs, call->order,
+                                   &layout) < 0 ||
+        layout.size == 0) {
+        return decline(call);
+    }
+    if (has_out) {
+        int result = fuse_into_out(call, &layout, casting);
+        return result != 0 ? result : decline(call);
+    }
+    void *guard = enabled ? result_guard(call, &layout) : NULL;
+    if (guard != NULL) {
+        return capture(call, &layout, guard);
+    }
+    return any_deferred ? fuse_into_new(call, &layout) : 0;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                      PyArray_Descr *const descrs[], PyArrayObject *op[],
@@ -264,49 +346,11 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         return 0;
     }
     ufunc_call call = {ufunc, method, descrs, op, order, *errmask};
-    int any_deferred = 0, any_array = 0;
-    for (int i = 0; i < ufunc->nin; i++) {
-        any_deferred |= npy_deferred_is(op[i]);
-        any_array |= PyArray_NDIM(op[i]) != 0;
+    int result = AGAIN;
+    while (result == AGAIN) {
+        result = decide(&call, casting, wheremask);
     }
-    if (!any_array) {
-        return 0;
-    }
-    int has_out = ufunc->nout == 1 && op[ufunc->nin] != NULL;
-    int enabled = has_out ? 0 : npy_deferred_enabled(*errmask);
-    if (enabled < 0) {
-        return -1;
-    }
-    if (!enabled && !any_deferred) {
-        return 0;
-    }
-    npy_deferred_layout layout;
-    if (wheremask != NULL || !is_plannable(&call, casting) ||
-        npy_deferred_result_layout(ufunc->nin, op, descrs, order, &layout) < 0 ||
-        layout.size == 0) {
-        return calculate_inputs(&call);
-    }
-    if (has_out) {
-        int result = fuse_into_out(&call, &layout, casting);
-        return result != 0 ? result : calculate_inputs(&call);
-    }
-    void *guard = enabled ? result_guard(&call, &layout) : NULL;
-    if (guard != NULL) {
-        return capture(&call, &layout, guard);
-    }
-    if (!any_deferred) {
-        return 0;
-    }
-    PyArrayObject *result = new_array(&call, &layout, NULL);
-    if (result == NULL) {
-        return -1;
-    }
-    if (fuse(&call, result, NPY_DEFERRED_FRESH) < 0) {
-        Py_DECREF(result);
-        return -1;
-    }
-    op[ufunc->nin] = result;
-    return 1;
+    return result;
 }
 
 /* Whether eager NumPy looks at the floating-point status after the loop. */

@@ -143,6 +143,12 @@ npy_deferred_get_state(void);
 /* Returns a new reference to the token that takes it back, or NULL. */
 NPY_NO_EXPORT PyObject *
 npy_deferred_enter_state(PyObject *state);
+/*
+ * Positive while this thread runs code that deferral itself calls: handlers of
+ * floating-point errors, and what is called when operands die.  A write may be
+ * under way that has flushed its readers already, so nothing is deferred then.
+ */
+extern NPY_NO_EXPORT NPY_TLS int npy_deferred_calling_out;
 /* Results smaller than this many bytes are not deferred. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
 /* Bytes that only pending expressions may keep alive, all together. */
@@ -300,8 +306,9 @@ typedef struct {
 NPY_NO_EXPORT int
 npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression);
 /*
- * Make a node fit the bounds before it becomes pending: its largest deferred
- * operands are calculated.  Returns 0 or -1 with an exception set.
+ * Whether a node fits the bounds, before it becomes pending.  Returns 0 when it
+ * does; else its largest deferred operand is calculated, and the node must be
+ * made anew: 1, or -1 with an exception set.
  */
 NPY_NO_EXPORT int
 npy_deferred_limit_expression(npy_deferred_node *node);
@@ -347,14 +354,15 @@ typedef struct {
 
 /*
  * Returns 1; 0 when there are too many operands to walk together; -1 with an
- * exception set.  After 1, the walk must be closed, which returns 0 or -1.
+ * exception set.  After 1, the walk must be closed, which returns 0 or -1, and
+ * leaves `out` alone unless the result is `written`.
  */
 NPY_NO_EXPORT int
 npy_deferred_walk_open(npy_deferred_walk *walk,
                        const npy_deferred_expression *expression, PyArrayObject *out,
                        npy_deferred_target target);
 NPY_NO_EXPORT int
-npy_deferred_walk_close(npy_deferred_walk *walk);
+npy_deferred_walk_close(npy_deferred_walk *walk, int written);
 /*
  * The strides that the node's loop would see in eager NumPy; `out` is its
  * `out=` or NULL.  Returns 0 or -1 with an exception set.

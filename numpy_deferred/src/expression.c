@@ -118,23 +118,21 @@ NPY_NO_EXPORT int
 npy_deferred_limit_expression(npy_deferred_node *node)
 {
     npy_deferred_expression expression;
-    while (node->nnodes > NPY_DEFERRED_MAX_NODES ||
-           node->noperands > NPY_DEFERRED_MAX_OPERANDS) {
-        /* The sums count shared parts repeatedly: look before giving up. */
-        if (collect(node, &expression, NPY_DEFERRED_MAX_OPERANDS) == 0) {
-            node->nnodes = expression.nnodes;
-            node->noperands = expression.noperands;
-            return 0;
-        }
-        PyArrayObject *array = largest_operand(node);
-        if (array == NULL) {
-            return 0;
-        }
-        if (npy_deferred_calculate(array) < 0) {
-            return -1;
-        }
+    if (node->nnodes <= NPY_DEFERRED_MAX_NODES &&
+        node->noperands <= NPY_DEFERRED_MAX_OPERANDS) {
+        return 0;
     }
-    return 0;
+    /* The sums count shared parts repeatedly: look before giving up. */
+    if (collect(node, &expression, NPY_DEFERRED_MAX_OPERANDS) == 0) {
+        node->nnodes = expression.nnodes;
+        node->noperands = expression.noperands;
+        return 0;
+    }
+    PyArrayObject *array = largest_operand(node);
+    if (array == NULL) {
+        return 0;
+    }
+    return npy_deferred_calculate(array) < 0 ? -1 : 1;
 }
 
 NPY_NO_EXPORT int
@@ -146,22 +144,20 @@ npy_deferred_limit_memory(npy_deferred_node *node, npy_intp nbytes)
                              : nbytes * NPY_DEFERRED_MAX_HELD_RESULTS;
     bound = PyArray_MAX(bound, NPY_DEFERRED_MIN_HELD_BYTES);
     /* The sum counts shared memory repeatedly: look before giving up. */
-    while (node->operand_bytes > bound &&
-           collect(node, &expression, NPY_DEFERRED_MAX_OPERANDS) == 0) {
-        npy_uint64 visit = npy_deferred_new_visit();
-        npy_intp held = 0;
-        for (int i = 0; i < expression.noperands; i++) {
-            held += npy_deferred_held_bytes(expression.operands[i], visit);
-        }
-        PyArrayObject *array = largest_operand(node);
-        if (held <= bound || array == NULL) {
-            return 0;
-        }
-        if (npy_deferred_calculate(array) < 0) {
-            return -1;
-        }
+    if (node->operand_bytes <= bound ||
+        collect(node, &expression, NPY_DEFERRED_MAX_OPERANDS) < 0) {
+        return 0;
     }
-    return 0;
+    npy_uint64 visit = npy_deferred_new_visit();
+    npy_intp held = 0;
+    for (int i = 0; i < expression.noperands; i++) {
+        held += npy_deferred_held_bytes(expression.operands[i], visit);
+    }
+    PyArrayObject *array = largest_operand(node);
+    if (held <= bound || array == NULL) {
+        return 0;
+    }
+    return npy_deferred_calculate(array) < 0 ? -1 : 1;
 }
 
 /* Evaluated before, and used by more than this expression. */
@@ -210,16 +206,19 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
 static int
 may_raise(const npy_deferred_expression *expression)
 {
-    int harmless = 0;
-    for (int i = 0; i < expression->nnodes; i++) {
-        int errmask = expression->nodes[i]->errmask;
-        if (errmask == harmless) {
+    /* A copy, as looking at the warning filters may run Python code. */
+    int errmasks[NPY_DEFERRED_MAX_NODES], nnodes = expression->nnodes, harmless = 0;
+    for (int i = 0; i < nnodes; i++) {
+        errmasks[i] = expression->nodes[i]->errmask;
+    }
+    for (int i = 0; i < nnodes; i++) {
+        if (errmasks[i] == harmless) {
             continue;
         }
-        if (npy_deferred_mask_may_raise(errmask)) {
+        if (npy_deferred_mask_may_raise(errmasks[i])) {
             return 1;
         }
-        harmless = errmask;
+        harmless = errmasks[i];
     }
     return 0;
 }
@@ -295,16 +294,27 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
         result = run_plan(plan, &walk, errors);
         npy_deferred_plan_free(plan);
     }
-    if (npy_deferred_walk_close(&walk) < 0) {
+    if (npy_deferred_walk_close(&walk, result == 0) < 0) {
         result = -1;
     }
     return result;
 }
 
-/* Run a node whose operands are all regular as eager NumPy does. */
+/* Whether somebody has calculated the root's array since the evaluation began. */
 static int
-evaluate_alone(npy_deferred_node *node, PyArrayObject *out, npy_deferred_target target,
-               npy_deferred_errors *errors)
+is_done(PyArrayObject *array)
+{
+    return array != NULL && !npy_deferred_is(array);
+}
+
+/*
+ * Run a node whose operands are all regular as eager NumPy does.  Returns 0;
+ * 1 when the node was calculated meanwhile, as loops of eager NumPy release
+ * the GIL, and then its operands may have been written to; -1: exception.
+ */
+static int
+evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out,
+               npy_deferred_target target, npy_deferred_errors *errors)
 {
     PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 2] = {NULL};
     int status = 0, result = -1;
@@ -323,6 +333,9 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *out, npy_deferred_target 
         op[node->nin] = out;
     }
     result = npy_deferred_call_eagerly(node, op, &status);
+    if (result == 0 && is_done(array)) {
+        result = 1;
+    }
     if (result == 0 && status != 0) {
         result = add_error(errors, node, status);
     }
@@ -339,42 +352,61 @@ finish:
     return result;
 }
 
-/* Calculate what must be regular first, and try, until it is done. */
+/* One try.  Returns 0; 1 to try again; -1 with an exception set. */
 static int
-evaluate(npy_deferred_node *root, PyArrayObject *out, npy_deferred_target target,
-         npy_deferred_errors *errors)
+try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *out,
+                npy_deferred_target target, npy_deferred_errors *errors, int *all)
 {
     npy_deferred_expression expression;
-    int all = 0;
-    for (;;) {
-        if (npy_deferred_collect(root, &expression) < 0) {
-            PyErr_SetString(PyExc_SystemError,
-                            "a deferred expression exceeds its bounds");
-            return -1;
-        }
-        int calculated = calculate_inner(root, out, &expression, all);
-        if (calculated < 0) {
-            return -1;
-        }
-        if (calculated) {
-            continue;
-        }
-        int result = evaluate_fused(&expression, out, target, errors);
-        if (result <= 0) {
-            return result;
-        }
-        if (expression.nnodes == 1) {
-            return evaluate_alone(root, out, target, errors);
-        }
-        all = 1;
+    if (npy_deferred_collect(root, &expression) < 0) {
+        PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
+        return -1;
     }
+    int result = calculate_inner(root, out, &expression, *all);
+    if (result != 0) {
+        return result;
+    }
+    result = evaluate_fused(&expression, out, target, errors);
+    if (result > 0 && expression.nnodes == 1) {
+        return evaluate_alone(root, array, out, target, errors);
+    }
+    *all = 1;
+    return result;
+}
+
+/*
+ * Calculate what must be regular first, and try, until it is done.  Whenever
+ * an array was calculated, handlers of floating-point errors and other threads
+ * may have run: the root's array may be regular by now, which leaves its node
+ * without operands, and there may be new readers of `out`.
+ */
+static int
+evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *out,
+         npy_deferred_target target, npy_deferred_errors *errors)
+{
+    int all = 0, result = 1;
+    while (result > 0) {
+        if (target != NPY_DEFERRED_FRESH && npy_deferred_before_write(out) < 0) {
+            return -1;
+        }
+        if (is_done(array)) {
+            return target != NPY_DEFERRED_ASSIGN
+                           ? 0
+                           : PyArray_AssignArray(out, array, NULL, NPY_UNSAFE_CASTING);
+        }
+        result = try_to_evaluate(root, array, out, target, errors, &all);
+    }
+    return result;
 }
 
 NPY_NO_EXPORT int
 npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
                       npy_deferred_target target, npy_deferred_errors *errors)
 {
-    int result = evaluate(root, out, target, errors);
+    PyArrayObject *array = root->array; /* NULL: nobody else has the root */
+    Py_XINCREF(array);
+    int result = evaluate(root, array, out, target, errors);
+    Py_XDECREF(array);
     if (result < 0) {
         npy_deferred_errors_clear(errors);
     }

@@ -193,9 +193,11 @@ release_operands(npy_deferred_node *node)
     for (int i = 0; i < node->nin; i++) {
         npy_deferred_unuse(&node->operands[i]);
     }
+    npy_deferred_calling_out++;
     for (int i = 0; i < node->nin; i++) {
         Py_CLEAR(node->operands[i].array);
     }
+    npy_deferred_calling_out--;
 }
 
 NPY_NO_EXPORT void
@@ -468,17 +470,10 @@ newest_first(const void *a, const void *b)
     return first < second ? 1 : first > second ? -1 : 0;
 }
 
-NPY_NO_EXPORT int
-npy_deferred_flush_memory(PyArrayObject *arr)
+/* Calculate what depends on memory that `owner` owns.  Returns 0 or -1. */
+static int
+flush_dependents(PyArrayObject *owner)
 {
-    if (npy_deferred_calculate(arr) < 0) {
-        return -1;
-    }
-    PyArrayObject *owner = npy_deferred_memory_owner(arr);
-    if (owner == NULL || !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_TRACKED)) {
-        return 0;
-    }
-    npy_deferred_stats.flushed++;
     int result = -1;
     PyObject *error[3] = {NULL, NULL, NULL};
     node_list dependents = {NULL, 0, 0};
@@ -504,6 +499,27 @@ finish:
     }
     PyMem_Free(dependents.nodes);
     return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_flush_memory(PyArrayObject *arr)
+{
+    if (npy_deferred_calculate(arr) < 0) {
+        return -1;
+    }
+    PyArrayObject *owner = npy_deferred_memory_owner(arr);
+    if (owner == NULL || !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_TRACKED)) {
+        return 0;
+    }
+    npy_deferred_stats.flushed++;
+    /* While some are calculated, other threads may make new ones. */
+    do {
+        if (flush_dependents(owner) < 0) {
+            return -1;
+        }
+        owner = npy_deferred_memory_owner(arr);
+    } while (owner != NULL && PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_TRACKED));
+    return 0;
 }
 
 NPY_NO_EXPORT int

@@ -157,9 +157,11 @@ NPY_NO_EXPORT int
 npy_deferred_report(npy_deferred_errors *errors)
 {
     int result = 0;
+    npy_deferred_calling_out++;
     for (int i = 0; reporting && i < errors->n && result == 0; i++) {
         result = report_error(&errors->items[i]);
     }
+    npy_deferred_calling_out--;
     npy_deferred_errors_clear(errors);
     return result;
 }

@@ -28,6 +28,7 @@
 #include <string.h>
 
 NPY_NO_EXPORT int npy_deferred_state_used = 0;
+NPY_NO_EXPORT NPY_TLS int npy_deferred_calling_out = 0;
 /* Where two to four operations break even with eager NumPy, measured. */
 NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 32768;
 NPY_NO_EXPORT npy_intp npy_deferred_memory_limit = (npy_intp)1 << 30;
@@ -124,6 +125,9 @@ npy_deferred_state_init(PyObject *module)
 NPY_NO_EXPORT int
 npy_deferred_enabled(int errmask)
 {
+    if (npy_deferred_calling_out > 0) {
+        return 0;
+    }
     PyObject *state = npy_deferred_get_state();
     if (state == NULL) {
         return -1;

@@ -285,10 +285,15 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
 }
 
 NPY_NO_EXPORT int
-npy_deferred_walk_close(npy_deferred_walk *walk)
+npy_deferred_walk_close(npy_deferred_walk *walk, int written)
 {
     if (walk->iter == NULL) {
         return 0;
+    }
+    if (!written) {
+        /* It may be a copy of `out`, still empty, that closing would copy back. */
+        int noperands = walk->expression->noperands;
+        PyArray_DiscardWritebackIfCopy(NpyIter_GetOperandArray(walk->iter)[noperands]);
     }
     return NpyIter_Deallocate(walk->iter) == NPY_SUCCEED ? 0 : -1;
 }

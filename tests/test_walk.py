@@ -1,0 +1,69 @@
+"""Operands whose orders in memory differ, so that one walk may not do for all."""
+
+import random
+
+import numpy as np
+import pytest
+
+from helpers.compare import comparison
+
+
+def turned(array, choice):
+    """A view with its axes in any order and direction."""
+    view = array.transpose(choice.sample(range(array.ndim), array.ndim))
+    return view[tuple(slice(None, None, choice.choice([1, -1])) for _ in view.shape)]
+
+
+def square(choice, n, ndim, dtype):
+    steps = [choice.choice([1, 2, 3]) for _ in range(ndim)]
+    room = np.arange(np.prod([n * step for step in steps])) % 97
+    room = room.astype(dtype).reshape([n * step for step in steps])
+    return turned(room[tuple(slice(None, None, step) for step in steps)], choice)
+
+
+FORMS = [
+    lambda a, b, c: np.sqrt(a) + b,
+    lambda a, b, c: c * (a + b),
+    lambda a, b, c: (a + b) * (c - a),
+    lambda a, b, c: a + b,
+]
+
+
+def operands(choice):
+    n, ndim = choice.choice([5, 9]), choice.choice([2, 3])
+    dtype = choice.choice(["f8", "f4", "f2"])
+    return [square(choice, n, ndim, dtype) for _ in range(4)]
+
+
+def into_overlapping_out(seed):
+    """`out` shares its memory with an operand of the call, in another order."""
+    choice = random.Random(seed)
+    *arrays, memory = operands(choice)
+    x = choice.choice(FORMS)(*arrays)
+    out, other = turned(memory, choice), turned(memory, choice)
+    if choice.random() < 0.2:
+        other = other[:1]
+    np.add(other, x, out=out)
+    return memory, *arrays
+
+
+def assigned(seed):
+    choice = random.Random(seed)
+    *arrays, destination = operands(choice)
+    x = choice.choice(FORMS)(*arrays)
+    destination[...] = x
+    return destination, x, *arrays
+
+
+def fresh(seed):
+    choice = random.Random(seed)
+    *arrays, _ = operands(choice)
+    return choice.choice(FORMS)(*arrays), *arrays
+
+
+@pytest.mark.parametrize("program", [into_overlapping_out, assigned, fresh])
+def test_orders(program):
+    with comparison() as compared, np.errstate(all="ignore"):
+        for seed in range(400):
+            outcome = compared.same(f"seed {seed}", program, seed)
+            compared.check(f"seed {seed}: {outcome.error}", outcome.error is None)
