@@ -208,3 +208,20 @@ def test_error_that_a_reader_saw_is_not_raised_again_at_the_end(zeros):
     with pytest.raises(FloatingPointError):
         x.sum()
     del x
+
+
+@pytest.mark.parametrize("mode", ["warn", "call"])
+def test_reported_once_for_several_arrays(zeros, mode):
+    """An operation that two arrays need has one message, as in eager NumPy."""
+    called = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = np.errstate(all=mode, call=lambda *args: called.append(args))
+        with state, np.deferredstate(True):
+            x = 1 / zeros
+            y = x * 2
+            z = x + 3
+            np.deferred.calculate(y)
+            np.deferred.calculate(z)
+            np.deferred.calculate(x)
+    assert len(caught) + len(called) == 1

@@ -90,6 +90,7 @@ struct npy_deferred_node {
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands, operand_bytes;
     int nevaluated;      /* how often the values were computed, not kept */
+    int reported;        /* NPY_FPE_* that nobody is to be told again */
     int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
     npy_uint64 visited;  /* the last traversal that came here */
@@ -455,12 +456,10 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 /* ---- report.c: floating-point errors ---- */
 
 typedef struct {
-    PyUFuncObject *ufunc; /* owned; NULL: a cast on assignment */
+    npy_deferred_node *node; /* owned; NULL: a cast on assignment */
     int errmask;
-    PyObject *errfunc;             /* owned or NULL */
-    npy_deferred_origin origin;    /* owned */
-    int status;                    /* NPY_FPE_* */
-    const npy_deferred_node *node; /* borrowed, while errors are collected */
+    PyObject *errfunc; /* owned */
+    int status;        /* NPY_FPE_* */
 } npy_deferred_error;
 
 typedef struct npy_deferred_errors {
@@ -493,8 +492,6 @@ npy_deferred_origin_init(void);
 /* Fill an empty origin with the line that is being run. */
 NPY_NO_EXPORT void
 npy_deferred_origin_set(npy_deferred_origin *origin);
-NPY_NO_EXPORT npy_deferred_origin
-npy_deferred_origin_copy(const npy_deferred_origin *origin);
 NPY_NO_EXPORT void
 npy_deferred_origin_clear(npy_deferred_origin *origin);
 /* A RuntimeWarning located there.  Returns 0 or -1 with an exception set. */

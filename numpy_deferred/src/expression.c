@@ -249,12 +249,9 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
         return 0;
     }
     else {
-        Py_INCREF(node->ufunc);
-        error.ufunc = node->ufunc;
-        Py_INCREF(node->errfunc);
-        error.errfunc = node->errfunc;
+        npy_deferred_node_incref(node);
+        error.errfunc = Py_NewRef(node->errfunc);
         error.errmask = node->errmask;
-        error.origin = npy_deferred_origin_copy(&node->origin);
     }
     errors->items[errors->n++] = error;
     return 0;

@@ -48,14 +48,6 @@ npy_deferred_origin_set(npy_deferred_origin *origin)
     }
 }
 
-NPY_NO_EXPORT npy_deferred_origin
-npy_deferred_origin_copy(const npy_deferred_origin *origin)
-{
-    Py_XINCREF(origin->code);
-    Py_XINCREF(origin->module);
-    return *origin;
-}
-
 NPY_NO_EXPORT void
 npy_deferred_origin_clear(npy_deferred_origin *origin)
 {

@@ -4,7 +4,9 @@
  * Each node has the error state of the moment its operation was written.  An
  * evaluation collects what was raised per operation in `npy_deferred_errors`,
  * which owns references to all it needs, so that reporting can run arbitrary
- * code (warning filters, handlers of seterrcall) after the plan is gone.
+ * code (warning filters, handlers of seterrcall) after the plan is gone.  What a
+ * node has reported without an exception is not reported again when it is
+ * evaluated for another array too.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -111,7 +113,7 @@ npy_deferred_set_reporting(int report)
 static const char *
 operation_name(const npy_deferred_error *error)
 {
-    return error->ufunc == NULL ? "cast" : ufunc_get_name_cstr(error->ufunc);
+    return error->node == NULL ? "cast" : ufunc_get_name_cstr(error->node->ufunc);
 }
 
 /* In NumPy's order. */
@@ -129,25 +131,32 @@ static const struct {
 static int
 report_error(const npy_deferred_error *error)
 {
+    static const npy_deferred_origin here = {NULL};
     const char *name = operation_name(error);
+    const npy_deferred_origin *origin =
+            error->node == NULL ? &here : &error->node->origin;
+    int reported = error->node == NULL ? 0 : error->node->reported;
     for (size_t i = 0; i < sizeof(categories) / sizeof(*categories); i++) {
         int mask = error->errmask & (ERR_MODE << categories[i].shift);
         int result = 0;
-        if (!(error->status & categories[i].status)) {
+        if (!(error->status & ~reported & categories[i].status)) {
             continue;
         }
         if (mask == ERR_WARN << categories[i].shift) {
             char text[100];
             PyOS_snprintf(text, sizeof(text), "%s encountered in %s",
                           categories[i].text, name);
-            result = npy_deferred_origin_warn(&error->origin, text);
+            result = npy_deferred_origin_warn(origin, text);
         }
         else {
             result = PyUFunc_handlefperr(name, mask, error->errfunc, error->status);
         }
         if (result < 0) {
-            npy_deferred_origin_note(&error->origin, name);
+            npy_deferred_origin_note(origin, name);
             return -1;
+        }
+        if (error->node != NULL) {
+            error->node->reported |= categories[i].status;
         }
     }
     return 0;
@@ -170,9 +179,10 @@ NPY_NO_EXPORT void
 npy_deferred_errors_clear(npy_deferred_errors *errors)
 {
     for (int i = 0; i < errors->n; i++) {
-        Py_XDECREF(errors->items[i].ufunc);
-        Py_XDECREF(errors->items[i].errfunc);
-        npy_deferred_origin_clear(&errors->items[i].origin);
+        if (errors->items[i].node != NULL) {
+            npy_deferred_node_decref(errors->items[i].node);
+        }
+        Py_DECREF(errors->items[i].errfunc);
     }
     errors->n = 0;
 }
