@@ -11,6 +11,7 @@ import pytest
 from helpers.compare import assert_same, bits, observe
 from helpers.counting import counted
 from helpers.extensions import build_extensions
+from helpers.process import output_of
 
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SITE_PACKAGES = Path(np.__file__).parent.parent
@@ -411,3 +412,458 @@ class TestAssignment:
         for arguments in ((capi.NULL, np.zeros(3)), (np.zeros(3), capi.NULL)):
             with pytest.raises(ValueError, match="not NULL"):
                 capi.assign(*arguments)
+
+
+CALLS = [
+    "NewCopy",
+    "CopyInto",
+    "CopyAnyInto",
+    "CopyObject",
+    "View",
+    "FromAny",
+    "FromArray",
+    "CheckFromAny",
+    "FROM_OTF",
+    "FROMANY_cast",
+    "ContiguousFromAny",
+    "EnsureArray",
+    "EnsureAnyArray",
+    "Return",
+    "GETITEM",
+    "SETITEM",
+    "SetBaseObject",
+    "Sort",
+    "ArgSort",
+    "ArgMax",
+    "ArgMin",
+    "SearchSorted",
+    "Newshape",
+    "Ravel",
+    "Flatten",
+    "Squeeze",
+    "Transpose",
+    "SwapAxes",
+    "Sum",
+    "Prod",
+    "CumSum",
+    "Mean",
+    "Std",
+    "Max",
+    "Min",
+    "Ptp",
+    "Any",
+    "All",
+    "Round",
+    "Conjugate",
+    "Clip",
+    "Nonzero",
+    "CountNonzero",
+    "Repeat",
+    "TakeFrom",
+    "PutTo",
+    "CastToType",
+    "Cast",
+    "ToList",
+    "ToString",
+    "Dumps",
+    "Byteswap",
+    "FillWithScalar",
+    "GetField",
+    "Partition",
+    "Concatenate",
+    "Where",
+    "EinsteinSum",
+    "InnerProduct",
+    "MatrixProduct",
+    "IterNew",
+    "IterAllButAxis",
+    "MultiIterNew",
+    "NeighborhoodIterNew",
+    "NpyIter_New",
+    "NpyIter_New_write",
+    "GetPtr",
+    "AsCArray",
+    "GetBuffer",
+    "FromStructInterface",
+    "FROM_OTF_writeback",
+    "FailUnlessWriteable",
+    "PyObject_Str",
+    "PySequence_GetItem",
+]
+PEEKS = [
+    "NewLikeArray",
+    "Size",
+    "NBYTES",
+    "GetPriority",
+    "ElementStrides",
+    "EquivArrTypes",
+    "CanCastArrayTo",
+    "ResultType",
+    "DescrFromObject",
+    "MinScalarType",
+]
+#: These need no values yet: they return the array, or another deferred one.
+LAZY = {"EnsureArray", "EnsureAnyArray", "Return", "Squeeze", "Conjugate", "Clip"}
+#: It has no way to fail; the exception is left for the interpreter.
+CANNOT_FAIL = {"GetPtr"}
+
+
+class TestNumPysOwn:
+    """C code that has a deferred array and calls what NumPy always had."""
+
+    def test_all_are_listed(self, capi):
+        assert list(capi.calls) == CALLS
+        assert list(capi.peeks) == PEEKS
+
+    @pytest.mark.parametrize("shape", [(12,), (4, 4), (1, 5), (1,)], ids=str)
+    @pytest.mark.parametrize("name", CALLS)
+    def test_call(self, capi, name, shape):
+        def call():
+            a = np.linspace(4, -3, np.prod(shape)).reshape(shape)
+            x = a * 2 + 1
+            assert x.flags.deferred == np.getdeferred()
+            result = capi.calls[name](x)
+            return result, x, a
+
+        assert_same(call)
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_call_on_an_operand(self, capi, name):
+        """What depends on it has the values of before."""
+
+        def call():
+            a = np.linspace(4, -3, 12)
+            x = a * 2 + 1
+            result = capi.calls[name](a)
+            return x, result, a
+
+        assert_same(call)
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_hooked(self, capi, name, deferred):
+        """Each calculates where it can still fail, not under PyArray_DATA."""
+        x = vector() * 2
+        with counted() as counters:
+            capi.calls[name](x)
+        assert counters.late == (name in CANNOT_FAIL)
+
+    @pytest.mark.parametrize("name", sorted(set(CALLS) - LAZY))
+    def test_error(self, capi, name, deferred):
+        """Under 'raise' the call fails; nothing else happens to the array."""
+        with np.errstate(divide="raise"):
+            x = 1 / np.zeros(3)
+            with pytest.raises(FloatingPointError, match="divide by zero"):
+                capi.calls[name](x)
+            assert x.flags.deferred == (name not in CANNOT_FAIL)
+            del x
+
+    @pytest.mark.parametrize("name", PEEKS)
+    def test_peek(self, capi, name, deferred):
+        x = vector() * 2
+        result = capi.peeks[name](x)
+        assert x.flags.deferred
+        assert bits(x) == bits(vector() * 2)
+        with np.deferredstate(False):
+            expected = capi.peeks[name](vector() * 2)
+        assert repr(result) == repr(expected) or result is x
+
+
+class TestCython:
+    def test_flags(self, cython, deferred):
+        a = vector()
+        x = a + 1
+        assert cython.flags(x) & cython.DEFERRED
+        assert cython.flags(a) & cython.DEFERRED_WASWRITEABLE
+        del x
+
+    @pytest.mark.parametrize("function", ["sum_memoryview", "sum_buffer"])
+    def test_read(self, cython, function, deferred):
+        x = vector() * 2
+        assert getattr(cython, function)(x) == 132
+        assert not x.flags.deferred
+
+    def test_write_to_an_operand(self, cython):
+        def call():
+            a = vector()
+            x = a * 2
+            cython.add_in_place(a, 10.0)
+            return x, a
+
+        assert_same(call)
+
+    def test_results(self, cython, deferred):
+        """NPY_SUCCEED, and no exception is swallowed."""
+        x = vector() * 2
+        assert cython.assign(x, np.zeros(12)) == 1
+        assert cython.calculate(x) == 1
+        assert cython.calculate_all() == 1
+
+
+def fortran():
+    return np.asfortranarray(np.arange(12.0).reshape(3, 4))
+
+
+#: Arrays that PyArray_FROM_OTF cannot use as they are.
+TARGETS = {
+    "owner": fortran,
+    "view": lambda: np.arange(24.0)[::2],
+    "view of a view": lambda: np.arange(48.0)[::2][::2],
+    "transposed": lambda: np.arange(12.0).reshape(3, 4).T,
+}
+
+
+@pytest.fixture(params=TARGETS)
+def target(request):
+    return TARGETS[request.param]()
+
+
+class TestUpdateIfCopy:
+    """NEP 11, Interaction With UPDATEIFCOPY: two states that exclude each other."""
+
+    def test_four_steps(self, capi, target, deferred):
+        """The accident does not happen, as the expression runs at once."""
+        expected = (target.copy() * 2).tolist()
+        total, was_deferred = capi.four_steps(target, True)
+        assert not was_deferred
+        assert total.tolist() == expected
+        assert target.flat[0] == 99
+
+    def test_four_steps_without_the_interlock(self, capi, target, deferred):
+        """Nothing but the flag prevents the accident."""
+        expected = (target.copy() * 2).tolist()
+        total, was_deferred = capi.four_steps(target, False)
+        assert was_deferred
+        assert total.tolist() != expected
+        assert total.flat[0] == 198
+
+    def test_four_steps_one_by_one(self, capi, target, deferred):
+        """The writes that copies make are seen with and without the flag."""
+        writeable, marks = capi.NPY_ARRAY_WRITEABLE, capi.NPY_ARRAY_UPDATEIFCOPY_TARGET
+        marks |= writeable | capi.NPY_ARRAY_DEFERRED_WASWRITEABLE
+        for clear in (False, True):
+            expected = (target.copy() * 2).tolist()
+            copy = capi.writeback_copy(target)
+            assert copy is not target
+            assert capi.flags(target) & marks == capi.NPY_ARRAY_UPDATEIFCOPY_TARGET
+            if clear:
+                capi.clear_target_flag(target)
+            x = target + target
+            assert x.flags.deferred == clear
+            assert capi.usage_count(target) == 2 * clear
+            copy[...] = 5
+            assert capi.resolve(copy) == 1
+            assert x.tolist() == expected
+            assert (target == 5).all()
+            assert capi.flags(target) & marks == writeable
+            y = target + target
+            assert y.flags.deferred, "the target is an array like any other again"
+            del y
+
+    def test_deferral_first(self, capi, target, deferred):
+        """The copy flushes what reads the array, before it is made."""
+        expected = (target.copy() * 2).tolist()
+        x = target + target
+        assert capi.flags(target) & capi.NPY_ARRAY_DEFERRED_WASWRITEABLE
+        copy = capi.writeback_copy(target)
+        assert not x.flags.deferred
+        assert capi.usage_count(target) == 0
+        assert not capi.flags(target) & capi.NPY_ARRAY_DEFERRED_WASWRITEABLE
+        with pytest.raises(ValueError, match="not writeable"):
+            capi.poke(target, 7.0)
+        copy[...] = 5
+        capi.resolve(copy)
+        assert x.tolist() == expected
+        assert (target == 5).all()
+        capi.poke(target, 7.0)
+
+    def test_deferral_first_without_the_interlock(self, capi, deferred):
+        """The array becomes writeable while a copy is pending, and loses a write."""
+        target = np.arange(12.0)
+        x = target + target
+        copy = np.zeros(12)
+        capi.set_writeback_base_unaware(copy, target)
+        capi.calculate(x)
+        capi.poke(target, 7.0)
+        capi.resolve(copy)
+        assert target[0] == 0, "the accident: 7 was written to a writeable array"
+
+    def test_deferral_first_with_set_writeback_base(self, capi, deferred):
+        target = np.arange(12.0)
+        x = target + target
+        copy = np.zeros(12)
+        capi.set_writeback_base(copy, target)
+        assert not x.flags.deferred
+        with pytest.raises(ValueError, match="not writeable"):
+            capi.poke(target, 7.0)
+        capi.resolve(copy)
+        assert not target.any()
+
+    def test_target_of_a_view(self, capi, deferred):
+        """The memory counts, not the array."""
+        memory = np.arange(24.0)
+        view = memory[::2]
+        x = memory + 1
+        copy = capi.writeback_copy(view)
+        assert not x.flags.deferred
+        y = view + 1
+        assert not y.flags.deferred
+        capi.discard(copy)
+        assert capi.flags(view) & capi.NPY_ARRAY_WRITEABLE
+
+    def test_discard(self, capi, target, deferred):
+        before = target.copy().tolist()
+        copy = capi.writeback_copy(target)
+        copy[...] = 5
+        capi.discard(copy)
+        assert target.tolist() == before
+        marks = capi.NPY_ARRAY_UPDATEIFCOPY_TARGET | capi.NPY_ARRAY_WRITEABLE
+        assert capi.flags(target) & marks == capi.NPY_ARRAY_WRITEABLE
+        x = target + 1
+        assert x.flags.deferred
+        del x
+
+    def test_dropped(self, capi, target, deferred):
+        """NumPy resolves a copy that nobody did, with a warning."""
+        expected = (target.copy() * 2).tolist()
+        copy = capi.writeback_copy(target)
+        copy[...] = 5
+        x = target + target
+        with pytest.warns(RuntimeWarning, match="WRITEBACKIFCOPY"):
+            del copy
+        assert x.tolist() == expected
+        assert (target == 5).all()
+        assert not capi.flags(target) & capi.NPY_ARRAY_UPDATEIFCOPY_TARGET
+
+    def test_the_copy_is_an_operand(self, capi, target, deferred):
+        copy = capi.writeback_copy(target)
+        copy[...] = 5
+        x = copy + 1
+        assert x.flags.deferred
+        capi.resolve(copy)
+        assert (target == 5).all()
+        copy[...] = 6
+        assert (x == 6).all()
+
+    def test_deferred_values_are_written_back(self, capi, deferred):
+        base, a = np.zeros(12), vector()
+        copy = a + 1
+        capi.set_writeback_base(copy, base)
+        assert capi.resolve(copy) == 1
+        assert bits(base) == bits(vector() + 1)
+        del copy
+
+    def test_deferred_target(self, capi, deferred):
+        x = fortran() + 1
+        assert x.flags.f_contiguous
+        copy = capi.writeback_copy(x)
+        assert not x.flags.deferred
+        copy[...] = 5
+        capi.resolve(copy)
+        assert (x == 5).all()
+
+    def test_null(self, capi):
+        with pytest.raises(ValueError, match="NULL"):
+            capi.set_writeback_base(np.zeros(3), capi.NULL)
+
+    @pytest.mark.parametrize("kwargs", [{"uic": False}, {"uic": True}])
+    def test_setflags(self, kwargs, deferred):
+        """An operand whose flags are set, or are not after all."""
+        a = vector()
+        x = a + 1
+        try:
+            a.setflags(**kwargs)
+        except ValueError as error:
+            assert "cannot set WRITEBACKIFCOPY" in str(error)
+        assert np.deferred.usage_count(a) == 0
+        assert not a.flags.deferred_waswriteable
+        a[0] = 3
+        y = a + 1
+        assert (x[0], y[0]) == (1, 4)
+
+
+PORTABLE = """
+import sys
+import numpy as np
+sys.path.insert(0, {directory!r})
+import {module} as portable
+"""
+
+WITHOUT_DEFERRAL = """
+assert not hasattr(np, "deferred"), "this is not stock NumPy"
+a, out = np.arange(3.0), np.zeros((2, 3), np.float32)
+assert portable.version() == 0
+assert portable.calculate_all() is portable.calculate(a) is None
+assert portable.assign(a, out) is None
+assert out.tolist() == [[0, 1, 2]] * 2
+assert portable.usage_count(a) == 0
+for call in portable.calculate, portable.usage_count, lambda x: portable.assign(x, a):
+    try:
+        call(None)
+    except TypeError as error:
+        assert "ndarray" in str(error)
+    else:
+        raise AssertionError(call)
+a.flags.writeable = False
+try:
+    portable.assign(out[0], a)
+except ValueError as error:
+    assert "read-only" in str(error)
+else:
+    raise AssertionError("read-only")
+print(portable.sum(a), portable.increment(out[:, ::2]), out.tolist())
+"""
+
+WITHOUT_OUR_HEADERS = """
+assert not hasattr(portable, "calculate"), "these are not stock NumPy's headers"
+with np.deferredstate(True):
+    a = np.arange(12.0).reshape(3, 4).T
+    x = a * 2
+    assert x.flags.deferred
+    assert portable.sum(x) == 132.0
+    y = a * 2
+    assert portable.increment(a) == 1
+    assert not y.flags.deferred
+    assert y.tolist() == x.tolist()
+    assert (a * 2).tolist() == (x + 2).tolist()
+    z = a * 3
+    portable.discard(a)
+    assert not z.flags.deferred
+    a[0, 0] = 100
+    assert z[0, 0] == 3 and (a * 3)[0, 0] == 300
+print("fine")
+"""
+
+
+class TestPortable:
+    """An extension is compiled once."""
+
+    @pytest.mark.parametrize("module", ["_portable", "_portable_old"])
+    def test_our_headers_on_stock(self, stock, extensions, module):
+        """No array is deferred there, so all of them are calculated."""
+        code = PORTABLE.format(directory=str(extensions), module=module)
+        output = output_of(code + WITHOUT_DEFERRAL, PYTHONPATH=stock[0])
+        assert output == "3.0 1 [[1.0, 1.0, 3.0], [1.0, 1.0, 3.0]]"
+
+    def test_stock_headers_on_ours(self, stock):
+        code = PORTABLE.format(directory=str(stock[1]), module="_portable")
+        assert output_of(code + WITHOUT_OUR_HEADERS) == "fine"
+
+    def test_version_cannot_be_told(self, extensions):
+        """Not silently 0: then a deferred array would pass for calculated."""
+        code = PORTABLE.format(directory=str(extensions), module="_portable")
+        code += """
+with np.deferredstate(True):
+    x = np.ones(3) + 1
+np._core._multiarray_umath._deferred_api_version = "?"
+for call in portable.version, portable.calculate_all, lambda: portable.calculate(x):
+    try:
+        call()
+    except TypeError:
+        assert x.flags.deferred
+    else:
+        raise AssertionError(call)
+np._core._multiarray_umath._deferred_api_version = 1
+portable.calculate(x)
+print(x.flags.deferred)
+"""
+        assert output_of(code) == "False"

@@ -171,9 +171,12 @@ einsum(PyArrayObject *a)
 static PyObject *
 array_iterator(PyArrayObject *a)
 {
-    PyObject *list = PyList_New(0);
     PyArrayIterObject *it = (PyArrayIterObject *)PyArray_IterNew((PyObject *)a);
-    while (list != NULL && it != NULL && PyArray_ITER_NOTDONE(it)) {
+    if (it == NULL) {
+        return NULL;
+    }
+    PyObject *list = PyList_New(0);
+    while (list != NULL && PyArray_ITER_NOTDONE(it)) {
         PyObject *item = PyArray_ToScalar(PyArray_ITER_DATA(it), a);
         if (item == NULL || PyList_Append(list, item) < 0) {
             Py_CLEAR(list);
@@ -181,7 +184,7 @@ array_iterator(PyArrayObject *a)
         Py_XDECREF(item);
         PyArray_ITER_NEXT(it);
     }
-    Py_XDECREF(it);
+    Py_DECREF(it);
     return list;
 }
 
@@ -265,7 +268,7 @@ nditer_write(PyArrayObject *a)
 static PyObject *
 get_ptr(PyArrayObject *a)
 {
-    npy_intp index[NPY_MAXDIMS] = {1};
+    npy_intp index[NPY_MAXDIMS] = {0};
     void *item = PyArray_GetPtr(a, index);
     return PyErr_Occurred() ? NULL : PyArray_ToScalar(item, a);
 }
@@ -281,9 +284,10 @@ as_c_array(PyArrayObject *a)
         return op;
     }
     if (PyArray_AsCArray(&op, &data, dims, 1, DOUBLE) < 0) {
+        Py_DECREF(op);
         return NULL;
     }
-    PyObject *item = PyFloat_FromDouble(data[1]);
+    PyObject *item = PyFloat_FromDouble(data[0]);
     PyArray_Free(op, data);
     return item;
 }
@@ -300,29 +304,21 @@ buffer(PyArrayObject *a)
     return item;
 }
 
-static PyObject *
-array_struct(PyArrayObject *a)
-{
-    PyObject *capsule = PyObject_GetAttrString((PyObject *)a, "__array_struct__");
-    return capsule == NULL ? NULL
-                           : dispose(capsule, PyArray_FromStructInterface(capsule));
-}
-
-/* A view made in two steps, as C code does that wraps memory. */
+/* A view made in two steps, as C code does; the address has to be the last one. */
 static PyObject *
 base_object(PyArrayObject *a)
 {
-    npy_intp one = 1;
-    double number = 5;
-    PyArrayObject *view =
-            (PyArrayObject *)PyArray_SimpleNewFromData(1, &one, NPY_DOUBLE, &number);
-    if (view == NULL || PyArray_SetBaseObject(view, Py_NewRef((PyObject *)a)) < 0) {
-        Py_XDECREF(view);
+    if (PyArray_CalculateDeferred(a) == NPY_FAIL) {
         return NULL;
     }
-    int deferred = PyArray_CHKFLAGS(a, NPY_ARRAY_DEFERRED);
-    Py_DECREF(view);
-    return PyBool_FromLong(deferred);
+    npy_intp one = 1;
+    PyObject *view = PyArray_SimpleNewFromData(1, &one, NPY_DOUBLE, PyArray_DATA(a));
+    Py_INCREF(a);
+    if (view != NULL &&
+        PyArray_SetBaseObject((PyArrayObject *)view, (PyObject *)a) < 0) {
+        Py_CLEAR(view);
+    }
+    return view;
 }
 
 static PyObject *
@@ -384,6 +380,13 @@ result_type(PyArrayObject *a)
     return (PyObject *)PyArray_ResultType(2, arrays, 0, NULL);
 }
 
+static PyObject *
+count_nonzero(PyArrayObject *a)
+{
+    npy_intp count = PyArray_CountNonzero(a);
+    return count < 0 ? NULL : PyLong_FromSsize_t(count);
+}
+
 #define OBJECT (PyObject *)a
 
 /* Those that read, or give a new array or a view. */
@@ -432,7 +435,7 @@ result_type(PyArrayObject *a)
     X(Conjugate, PyArray_Conjugate(a, NULL))                                       \
     X(Clip, clip(a))                                                               \
     X(Nonzero, PyArray_Nonzero(a))                                                 \
-    X(CountNonzero, PyLong_FromSsize_t(PyArray_CountNonzero(a)))                   \
+    X(CountNonzero, count_nonzero(a))                                              \
     X(Repeat, repeat(a))                                                           \
     X(TakeFrom, take(a))                                                           \
     X(PutTo, put(a))                                                               \
@@ -459,12 +462,11 @@ result_type(PyArrayObject *a)
     X(GetPtr, get_ptr(a))                                                          \
     X(AsCArray, as_c_array(a))                                                     \
     X(GetBuffer, buffer(a))                                                        \
-    X(FromStructInterface, array_struct(a))                                        \
+    X(FromStructInterface, PyArray_FromStructInterface(OBJECT))                    \
     X(FROM_OTF_writeback, writeback(a))                                            \
     X(FailUnlessWriteable, fail_unless_writeable(a))                               \
     X(PyObject_Str, PyObject_Str(OBJECT))                                          \
-    X(PyNumber_Float_of_item, PySequence_GetItem(OBJECT, 0))                       \
-    X(PyObject_IsTrue, PyObject_CallMethod(OBJECT, "any", NULL))
+    X(PySequence_GetItem, PySequence_GetItem(OBJECT, 0))
 
 /* Those that need no values: a deferred array stays so. */
 #define PEEKS(X)                                                                    \
