@@ -140,6 +140,8 @@ def test(ctx, pytest_args, variant, build_dir, no_build):
     PYTEST_ARGS go to pytest: spin test tests/tools -k series -x
     """
     use_build(ctx, variant or build_dir, no_build)
+    if (STOCK / HERE.pin["sha256"]).exists():
+        os.environ["NUMPY_STOCK"] = str(stock_site_packages())
     run_python("-m", "pytest", *pytest_args, cwd=ROOT)
 
 
