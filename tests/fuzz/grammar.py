@@ -102,7 +102,10 @@ def render(parts):
 
 
 #: What an operation may end in.
-FAILURES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+FAILURES = (
+    *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    SyntaxError,  # of a number with a method
+)
 
 
 class Rejected(Exception):
@@ -397,7 +400,8 @@ class Generator:
             keywords.append("casting='unsafe'")
         if self.chance(0.3):
             # Not None, where an exception was caught: the rest would be garbage.
-            keywords = [f"out={name}[...]", f"where={self.mask(shape)}"]
+            keywords[0] = f"out={name}[...]"
+            keywords.append(f"where={self.mask(shape)}")
         if self.chance(0.2):
             keywords.append(f"dtype={self.dtype()!r}")
         return [f"np.{ufunc}({', '.join(operands + keywords)})"]
@@ -704,8 +708,8 @@ class Generator:
         }
         try:
             exec("\n".join(lines), self.namespace)
-        except Exception:
-            if self.chance(0.85):
+        except Exception as error:
+            if isinstance(error, SyntaxError) or self.chance(0.85):
                 self.namespace.clear()
                 self.namespace.update(before)
                 raise Rejected from None
