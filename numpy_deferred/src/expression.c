@@ -406,6 +406,10 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
     Py_XDECREF(array);
     if (result < 0) {
         npy_deferred_errors_clear(errors);
+        /* NumPy's iterators fail without an exception when memory is short. */
+        if (!PyErr_Occurred()) {
+            PyErr_NoMemory();
+        }
     }
     return result;
 }
