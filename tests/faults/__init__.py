@@ -1,0 +1,1 @@
+"""Programs whose memory runs out; see inject.py."""

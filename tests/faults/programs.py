@@ -1,0 +1,435 @@
+"""
+Programs that reach every public function and every family of hooks.
+
+Each is given a World and returns what can be compared.
+"""
+
+import copy
+import io
+import pickle
+import warnings
+
+import numpy as np
+
+PROGRAMS = {}
+#: The names of the arrays that a program may change.
+WRITES = {}
+#: Programs that set context variables: CPython crashes there, or never ends,
+#: when one allocation after the other fails.
+CONTEXTUAL = set()
+#: Programs in which NumPy itself goes on where memory runs out, and the reason.
+GOES_ON = {}
+
+
+def program(*, writes=(), contextual=False, goes_on=None):
+    def add(function):
+        name = function.__name__
+        PROGRAMS[name] = function
+        WRITES[name] = frozenset(writes)
+        if contextual:
+            CONTEXTUAL.add(name)
+        if goes_on:
+            GOES_ON[name] = goes_on
+        return function
+
+    return add
+
+
+# ---- capture ----
+
+
+@program()
+def capture(w):
+    return w.a + w.b, -w.c, w.a < w.d
+
+
+@program()
+def capture_scalars(w):
+    return w.a * 2, 2.5 - w.f, w.a + np.float32(3), w.i * np.array(2, np.int8)
+
+
+@program()
+def capture_broadcast(w):
+    return w.m * w.row, w.row - w.fortran, w.a[:, np.newaxis] + w.row
+
+
+@program()
+def capture_casts(w):
+    return w.f + w.a, w.i + w.f, w.h * w.i, w.i > w.f
+
+
+@program()
+def capture_expression(w):
+    return (w.a * w.b + w.c) / (w.a - w.d + 1), w.t * 2 + w.p
+
+
+@program()
+def capture_dtype_and_order(w):
+    return np.add(w.a, w.b, dtype="f4"), np.add(w.m, w.fortran, order="F")
+
+
+@program()
+def capture_beyond_the_bounds(w):
+    x = w.a
+    for _ in range(66):
+        x = x * 0.5 + w.b
+    return x
+
+
+@program()
+def capture_many_operands(w):
+    x = w.d
+    for k in range(40):
+        x = x + w.wide[k : k + x.size]
+    return x
+
+
+@program()
+def decline(w):
+    return (
+        np.power(w.i, w.i % 3),
+        np.add(w.p, w.c, where=w.a > 3, out=w.d.copy()),
+        np.modf(w.p),
+        np.divmod(w.q, w.b),
+    )
+
+
+@program()
+def decline_subclasses(w):
+    return w.a.view(np.matrix) + w.q, np.ma.masked_array(w.t).sum()
+
+
+# ---- calculate ----
+
+
+@program()
+def calculate(w):
+    np.deferred.calculate(w.t, w.p)
+    return w.t
+
+
+@program()
+def calculate_all(w):
+    np.deferred.calculate_all()
+    return w.t, w.sums
+
+
+@program()
+def calculate_alone(w):
+    return np.negative(w.h)[::2], np.sqrt(w.backwards).sum(), w.halves[0]
+
+
+@program()
+def calculate_iterated(w):
+    return (w.u * 2 + w.backwards).sum(), (w.m + w.fortran * w.row).sum()
+
+
+@program()
+def calculate_large(w):
+    x = np.ones(40_000)
+    y = x * 3 + x
+    return y.sum(), y
+
+
+# ---- read ----
+
+
+@program()
+def read_items(w):
+    return w.p[0], w.t[3:5], w.q.item(7), w.sums[w.i[:3]], w.p[w.a > 299]
+
+
+@program()
+def read_all(w):
+    return w.q.tobytes(), w.few.tolist(), list(w.sums[:2, 0]), bytes(w.halves.data)[:4]
+
+
+@program()
+def read_views(w):
+    return w.p.reshape(30, 10), w.sums.T, w.q.view("i8"), w.t.real, w.square.ravel()
+
+
+@program()
+def read_copies(w):
+    return w.p.copy(), copy.copy(w.q), w.t.astype("f4"), np.array(w.sums, order="F")
+
+
+@program(goes_on="an array that exports no buffer is pickled without one")
+def read_pickle(w):
+    return pickle.loads(pickle.dumps(w.t, 5))
+
+
+@program()
+def read_deepcopy(w):
+    return copy.deepcopy(w.sums)
+
+
+@program()
+def read_file(w):
+    file = io.BytesIO()
+    np.save(file, w.t)
+    return file.getvalue()
+
+
+@program(contextual=True)
+def read_text(w):
+    return repr(w.few)
+
+
+@program()
+def read_buffer(w):
+    return memoryview(w.p).nbytes, np.asarray(w.square), bytes(w.few.data)
+
+
+@program()
+def read_interface(w):
+    return w.q.__array_interface__["shape"], w.sums.ctypes.data % 8
+
+
+@program()
+def read_dlpack(w):
+    return np.from_dlpack(w.t)
+
+
+@program()
+def read_reductions(w):
+    return w.p.sum(), w.sums.mean(axis=0), np.maximum.reduce(w.q), w.t.argmax()
+
+
+@program()
+def read_accumulations(w):
+    return (
+        np.add.accumulate(w.p),
+        np.add.reduceat(w.q, [0, 7]),
+        np.multiply.outer(w.t[:3], w.row),
+        w.sums.cumsum(axis=1),
+    )
+
+
+@program()
+def read_functions(w):
+    return (
+        np.concatenate([w.p, w.q]),
+        np.where(w.a > 3, w.t, w.p),
+        np.einsum("ij->j", w.sums),
+        w.sums @ w.row,
+        np.sort(w.t)[:3],
+        np.take(w.square, [1, 2]),
+    )
+
+
+@program()
+def read_iterators(w):
+    with np.nditer([w.p, w.q, None], ["external_loop", "buffered"]) as it:
+        for x, y, z in it:
+            np.add(x, y, out=z)
+        total = it.operands[2]
+    return total, w.t.flat[:2], list(w.few.flat)
+
+
+@program(contextual=True)
+def read_comparison(w):
+    return bool((w.t == w.t).all()), np.allclose(w.sums, w.m), np.any(w.p > w.q)
+
+
+# ---- fuse ----
+
+
+@program(writes={"d"})
+def fuse_out(w):
+    return np.add(w.p, w.c, out=w.d)
+
+
+@program(writes={"f"})
+def fuse_out_cast(w):
+    return np.add(w.q, w.t, out=w.f, casting="same_kind")
+
+
+@program(writes={"a"})
+def fuse_in_place(w):
+    w.a += w.q
+
+
+@program(writes={"wide"})
+def fuse_overlap(w):
+    w.wide[1:] += w.wide[:-1] * 2
+
+
+@program(writes={"d"})
+def fuse_assignment(w):
+    w.d[...] = w.t
+
+
+@program(writes={"f", "wide"})
+def fuse_assignment_cast(w):
+    w.f[...] = w.q
+    w.wide[::2] = w.f * 3
+
+
+@program(writes={"u", "fortran"})
+def fuse_assignment_elsewhere(w):
+    w.u[...] = w.t
+    w.fortran[...] = w.sums
+
+
+@program(writes={"c", "m"})
+def fuse_copyto(w):
+    np.copyto(w.c, w.p, where=w.a > 3)
+    np.copyto(w.m, w.row * 2)
+
+
+@program(writes={"d"})
+def fuse_half_precision(w):
+    w.d[...] = np.sqrt(w.h)[::1] + np.negative(w.h)
+
+
+# ---- write to operands ----
+
+
+@program(writes={"a"})
+def flush_item(w):
+    w.a[0] = 100
+
+
+@program(writes={"a", "m", "b", "c"})
+def flush_methods(w):
+    w.a.fill(1)
+    w.m.sort(axis=0)
+    w.b.put([0, 1], 5)
+    np.put(w.c, 3, 2)
+
+
+@program(writes={"a", "h"})
+def flush_through_views(w):
+    w.a[1:][::2][0] = 5
+    w.h.view(np.uint16)[:4] = 0
+
+
+@program(writes={"a", "m", "c"})
+def flush_by_ufunc(w):
+    np.add(w.b, 1, out=w.a)
+    np.add.at(w.m, ([0, 1], [1, 2]), 1)
+    np.cumsum(w.b, out=w.c)
+
+
+@program(writes={"b"})
+def flush_flags(w):
+    w.b.flags.writeable = False
+    w.b.setflags(write=True)
+    return w.a.flags.writeable, w.p.flags.writeable
+
+
+@program(writes={"c", "m"})
+def flush_metadata(w):
+    w.c.shape = (30, 10)
+    w.m.dtype = np.int64
+
+
+@program(writes={"c"})
+def flush_resize(w):
+    w.c.resize(10, refcheck=False)
+
+
+@program(writes={"a"})
+def expose(w):
+    memoryview(w.a)[0] = 7
+    address = w.b.__array_interface__["data"][0]
+    return w.a + 1, w.b * 2, address > 0
+
+
+# ---- states ----
+
+
+@program(contextual=True)
+def states(w):
+    previous = np.setdeferred(False)
+    try:
+        x = w.p * w.a
+    finally:
+        np.setdeferred(previous)
+    with np.deferredstate(None), np.errstate(all="ignore"):
+        y = w.a * w.b
+    return x, y, np.getdeferred() is previous
+
+
+@program()
+def introspection(w):
+    np.deferred.stats()
+    return np.deferred.usage_count(w.a) >= 0, w.p.flags.deferred in (True, False)
+
+
+@program(contextual=True)
+def error_state_changes(w):
+    x = w.t * 2
+    with np.errstate(over="call", call=lambda *_: None):
+        y = x + w.p
+    return x, y, np.geterr()["over"], np.getbufsize()
+
+
+# ---- floating-point errors ----
+
+
+@program(contextual=True)
+def errors_ignored(w):
+    with np.errstate(all="ignore"):
+        return (w.a / w.z).tobytes()
+
+
+@program(contextual=True)
+def errors_warn(w):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with np.errstate(all="warn"):
+            x = w.a / w.z
+            x.tobytes()
+    return x, sorted(str(warning.message) for warning in caught)
+
+
+@program(contextual=True)
+def errors_raise(w):
+    with np.errstate(all="raise"):
+        x = None
+        try:
+            x = w.a / w.z
+            x.tobytes()
+        except FloatingPointError as error:
+            text = str(error)
+        finally:
+            # Or the end of the block would raise that instead of a MemoryError.
+            del x
+    return text
+
+
+@program(contextual=True)
+def errors_call(w):
+    seen = []
+    with np.errstate(all="call", call=lambda *args: seen.append(args)):
+        x = w.a / w.z + 1
+        x.tobytes()
+    return x, seen
+
+
+class Log:
+    def __init__(self):
+        self.lines = []
+
+    def write(self, line):
+        self.lines.append(line)
+
+
+@program(contextual=True)
+def errors_log(w):
+    log = Log()
+    with np.errstate(all="log", call=log):
+        x = w.a / w.z
+        x.tobytes()
+    return x, log.lines
+
+
+@program(contextual=True)
+def errors_of_casts(w):
+    with np.errstate(all="call", call=lambda *_: None):
+        x = (w.a * 1e300).astype("f4")
+        w_f = np.empty(w.a.shape, "f4")
+        w_f[...] = w.a * 1e300
+    return x, w_f

@@ -1,0 +1,149 @@
+"""
+Memory that runs out: the n-th allocation of a program fails, for every n.
+
+Each program of faults/programs.py must then raise MemoryError, with operands,
+expressions and the list of pending arrays as they were, leak nothing, and give
+eager NumPy's bits when it is run again.  See faults/inject.py.
+"""
+
+import bisect
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from numpy import deferred
+from numpy._core import _deferredstate, _multiarray_umath
+
+from faults.programs import CONTEXTUAL, GOES_ON, PROGRAMS
+
+FAULTS = Path(__file__).parent / "faults"
+ROWS = [1, 20]
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="preloads a library, as Linux can"
+)
+
+
+class Finding(NamedTuple):
+    n: int
+    kind: str
+    text: str
+    stack: tuple  # functions of NumPy's core, innermost first
+
+    def whose(self, goes_on):
+        """Who has to mend it: "us", "numpy" or "python"."""
+        if self.kind == "values":
+            return "us"
+        if self.stack[:1] in [(), ("npy_deferred_set_state",)]:
+            return "python"
+        if "PyUFunc_handlefperr" in self.stack:
+            return "numpy"
+        if goes_on and self.kind == "completed":
+            return "numpy"
+        ours = any(name.startswith("npy_deferred") for name in self.stack)
+        return "us" if ours else "numpy"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The failing malloc, compiled."""
+    target = tmp_path_factory.mktemp("faults") / "failing_malloc.so"
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    source = FAULTS / "failing_malloc.c"
+    subprocess.run([compiler, *flags, source, "-o", target, "-ldl"], check=True)
+    return target
+
+
+@functools.cache
+def functions():
+    """Where the functions of NumPy's core start, in order, and their names."""
+    listing = subprocess.run(
+        ["nm", _multiarray_umath.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    rows = re.findall(r"^([0-9a-f]+) [tTwW] (\S+)$", listing, re.MULTILINE)
+    table = sorted((int(address, 16), name) for address, name in rows)
+    assert any(name.startswith("npy_deferred") for _, name in table)
+    return [address for address, _ in table], [name for _, name in table]
+
+
+def parse(output):
+    """Returns the findings, the last n, and whether it came to its end."""
+    addresses, names = functions()
+    frame = re.compile(
+        re.escape(Path(_multiarray_umath.__file__).name) + r"\(\+0x(\w+)"
+    )
+    findings, stack, n, done = [], [], 0, False
+    for line in output.splitlines():
+        if line.startswith("n="):
+            n, stack = int(line[2:]), []
+        elif line.startswith("{"):
+            found = json.loads(line)
+            done = "done" in found
+            if not done:
+                findings.append(Finding(n, stack=tuple(stack), **found))
+        elif match := frame.search(line):
+            stack.append(names[bisect.bisect(addresses, int(match[1], 16)) - 1])
+    if not done:
+        findings.append(Finding(n, "crash", "", tuple(stack)))
+    return findings, n, done
+
+
+def inject(library, program, *options):
+    """The findings, and for how many n something failed."""
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": f"{library}:{os.environ.get('LD_PRELOAD', '')}".rstrip(":"),
+        "PYTHONMALLOC": "malloc",
+        "NUMPY_DEFERRED_MIN_BYTES": "0",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    findings, n, done = [], 0, False
+    while not done:
+        command = [sys.executable, "-P", FAULTS / "inject.py", program, *options]
+        process = subprocess.run(
+            [*command, f"--start={n + 1}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode <= 0, process.stderr
+        found, n, done = parse(process.stdout)
+        findings += found
+    return findings, n - 1
+
+
+def test_every_public_function_is_reached():
+    source = (FAULTS / "programs.py").read_text()
+    names = [f"np.deferred.{name}" for name in deferred.__all__]
+    names += [f"np.{name}" for name in _deferredstate.__all__]
+    assert not [name for name in names if f"{name}(" not in source]
+
+
+def programs():
+    for program in PROGRAMS:
+        for row in ROWS:
+            if row == 1 or program not in CONTEXTUAL:
+                yield pytest.param(program, row, id=f"{program}-{row}")
+
+
+@pytest.mark.parametrize(("program", "row"), programs())
+def test_allocation_fails(library, program, row):
+    findings, injected = inject(library, program, f"--row={row}")
+    assert injected > 0
+    whose = {"us": [], "numpy": [], "python": []}
+    for finding in findings:
+        whose[finding.whose(program in GOES_ON)].append(finding)
+    assert not whose["us"], "\n".join(map(str, dict.fromkeys(whose["us"])))
+    kinds = {finding.kind for finding in whose["numpy"]}
+    if kinds:
+        # The proof: it happens without deferral too.
+        eager, _ = inject(library, program, f"--row={row}", "--eager")
+        assert kinds <= {finding.kind for finding in eager}
