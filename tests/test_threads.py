@@ -8,6 +8,7 @@ import random
 import sys
 import threading
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -309,32 +310,52 @@ class TestSharing:
         run_threads(make, lambda: use(np.array), lambda: use(assigned))
 
 
-def log_state(write):
-    """The error state that tells `write` of divisions, and raises nothing."""
-    return np.errstate(divide="log", call=SimpleNamespace(write=write))
+@contextlib.contextmanager
+def telling(function, mode):
+    """An error state in which a division by zero calls a function."""
+
+    def show(*args, **kwargs):
+        function()
+
+    log = SimpleNamespace(write=show)
+    state = {"call": show} if mode == "call" else {"call": log} if mode == "log" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        with np.errstate(divide=mode, **state):
+            yield
+
+
+#: Name: how the error is told, the shapes of the two operands.  In "inner", a
+#: smaller array is calculated, and its error told, in the middle of it all; in
+#: "direct" too, but what is left needs no iterator; in "last" the values are
+#: there already.
+KINDS = {
+    "inner": ("warn", (4, 1), (5,)),
+    "direct": ("warn", (4, 1), (4, 5)),
+    "last": ("warn", (4, 5), (4, 5)),
+    "logged": ("log", (4, 1), (5,)),
+    "called": ("call", (4, 5), (4, 5)),
+}
 
 
 @contextlib.contextmanager
 def scene(meddle, kind):
-    """
-    Pending arrays whose calculation calls `meddle`: `x` has `3 + row`.
-
-    Of kind "inner" that is in the middle of it, as a smaller array is calculated
-    first; else when the values are there already.
-    """
+    """Pending arrays whose calculation calls `meddle`: `x` has `3 + row`."""
     s = SimpleNamespace(calls=0, found=[])
 
-    def write(text):
+    def told():
         s.calls += 1
         if s.calls == 1:
             meddle(s)
 
-    s.row = np.arange(5.0)
-    s.column = np.zeros((4, 1) if kind == "inner" else (4, 5))
+    mode, column, row = KINDS[kind]
+    s.row = np.arange(5.0) + np.zeros(row)
+    s.column = np.zeros(column)
     s.dst = np.full((4, 5), 10.0)
     s.expected = (np.full((4, 5), 3) + s.row).tolist()
     try:
-        with log_state(write), np.deferredstate(True):
+        with telling(told, mode), np.deferredstate(True):
             s.inner = np.minimum(1 / s.column, 3)
             s.x = s.inner + s.row
             s.double = s.x * 2
@@ -343,7 +364,7 @@ def scene(meddle, kind):
         assert s.calls > 0
         assert all(found == s.expected for found in s.found)
     finally:
-        vars(s).clear()  # `s` has the arrays, these have `write`, which has `s`
+        vars(s).clear()  # `s` has the arrays, these have `told`, which has `s`
 
 
 def assign(s):
@@ -363,6 +384,11 @@ def add_in_place(s):
 
 def assign_fancy(s):
     s.dst[[0, 1, 2, 3]] = s.x
+    return s.dst
+
+
+def copy_to(s):
+    np.copyto(s.dst, s.x)
     return s.dst
 
 
@@ -426,6 +452,7 @@ USES = {
     "out": add_out,
     "in place": add_in_place,
     "fancy": assign_fancy,
+    "copyto": copy_to,
     "masked": assign_masked,
     "two outputs": call_with_two_outputs,
     "eager operation": fuse_eagerly,
@@ -472,7 +499,7 @@ def meddle_resize(s):
 
 
 def meddle_shape(s):
-    s.row.shape = (5, 1)
+    s.row.shape = (-1, 1)
     s.column.shape = (-1,)
 
 
@@ -505,9 +532,9 @@ def meddle_defer(s):
 
 def meddle_defer_and_flush(s):
     with np.deferredstate(True):
-        s.more = [s.row + i for i in range(5)]
+        more = [s.row + i for i in range(5)]
         s.row[...] = 100
-        assert [m[1] for m in s.more] == [1, 2, 3, 4, 5]
+        assert [x.flat[1] for x in more] == [1, 2, 3, 4, 5]
 
 
 class Meddled(BaseException):
@@ -551,7 +578,7 @@ def in_another_thread(meddle):
 
 
 @pytest.mark.parametrize("where", [in_this_thread, in_another_thread])
-@pytest.mark.parametrize("kind", ["inner", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("meddle", MEDDLERS, ids=lambda meddle: meddle.__name__[7:])
 def test_meddling(meddle, use, kind, where):
@@ -562,7 +589,87 @@ def test_meddling(meddle, use, kind, where):
         except Meddled:
             got = s.x.tolist()
         assert got == s.expected
-        if kind == "inner":
-            assert s.calls == (2 if meddle is meddle_raise else 1)
+        np.deferred.calculate_all()
+        assert s.calls == (2 if meddle is meddle_raise else 1)
         if meddle is meddle_defer:
             assert s.y.tolist() == (np.array(s.before) + 1).tolist()
+
+
+class Meeting:
+    """Two threads in one calculation, each stopped by its handler, in turn."""
+
+    def __init__(self):
+        self.reached = [threading.Event(), threading.Event()]
+        self.go_on = [threading.Event(), threading.Event()]
+        self.told = 0
+
+    def tell(self, *args):
+        number, self.told = self.told, self.told + 1
+        if number < 2:
+            self.reached[number].set()
+            assert self.go_on[number].wait(WAIT)
+
+
+def nested(meeting):
+    """Errors at an inner array and at the last operation."""
+    with np.deferredstate(True), telling(meeting.tell, "call"):
+        inner = np.minimum(1 / np.zeros((4, 1)), 3)
+        x = np.minimum(np.ones((4, 5)) / (inner - inner), 2) + inner
+        yield x
+
+
+@pytest.mark.parametrize("first_to_go_on", [0, 1])
+@pytest.mark.parametrize("use", ["read", "assign"])
+def test_two_threads_in_one_calculation(first_to_go_on, use):
+    """
+    The first waits at an inner array when the second comes, takes that array's
+    values, and is stopped at the last operation's error: the array has two
+    calculations under way.  Both finish in any order, with the same values.
+    """
+    meeting = Meeting()
+    for x in nested(meeting):
+        got = {}
+
+        def work(number, x=x, got=got):
+            if use == "assign" and number == 0:
+                got[number] = np.zeros((4, 5))
+                got[number][...] = x
+            else:
+                got[number] = np.array(x)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for thread, reached in zip(threads, meeting.reached, strict=True):
+            thread.start()
+            assert reached.wait(WAIT)
+        for i in (first_to_go_on, 1 - first_to_go_on):
+            meeting.go_on[i].set()
+            threads[i].join(WAIT)
+            assert not threads[i].is_alive()
+        assert not x.flags.deferred
+        assert (x == 5).all()
+        assert (got[0] == 5).all()
+        assert (got[1] == 5).all()
+        assert meeting.told == 2
+
+
+def test_operand_resized_while_the_expression_is_cut():
+    """At the bound of an expression a part is calculated, and a handler runs."""
+
+    def told():
+        b.resize(3, refcheck=False)
+
+    def run():
+        b.resize(50, refcheck=False)
+        x = np.minimum(1 / np.zeros(50), 3)
+        for _ in range(100):
+            x = x + b
+        return x
+
+    b = np.ones(50)
+    with telling(told, "warn"):
+        for state in (False, True):
+            with (
+                np.deferredstate(state),
+                pytest.raises(ValueError, match="could not be broadcast"),
+            ):
+                run()

@@ -135,12 +135,16 @@ report_error(const npy_deferred_error *error)
     const char *name = operation_name(error);
     const npy_deferred_origin *origin =
             error->node == NULL ? &here : &error->node->origin;
-    int reported = error->node == NULL ? 0 : error->node->reported;
     for (size_t i = 0; i < sizeof(categories) / sizeof(*categories); i++) {
         int mask = error->errmask & (ERR_MODE << categories[i].shift);
+        int reported = error->node == NULL ? 0 : error->node->reported;
         int result = 0;
         if (!(error->status & ~reported & categories[i].status)) {
             continue;
+        }
+        /* Before, as a handler may read what has this operation in it too. */
+        if (error->node != NULL) {
+            error->node->reported |= categories[i].status;
         }
         if (mask == ERR_WARN << categories[i].shift) {
             char text[100];
@@ -152,11 +156,11 @@ report_error(const npy_deferred_error *error)
             result = PyUFunc_handlefperr(name, mask, error->errfunc, error->status);
         }
         if (result < 0) {
+            if (error->node != NULL) {
+                error->node->reported &= ~categories[i].status;
+            }
             npy_deferred_origin_note(origin, name);
             return -1;
-        }
-        if (error->node != NULL) {
-            error->node->reported |= categories[i].status;
         }
     }
     return 0;
