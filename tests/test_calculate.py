@@ -366,6 +366,21 @@ def test_overlap_with_pending_readers(name):
         assert assert_same(run).error is None
 
 
+def test_in_place_on_one_element():
+    """Which NaN a product is depends on the loop, and that on the strides."""
+
+    def run():
+        a = np.array([complex(0, -np.inf)])
+        y = np.power(a, a).copy()
+        y *= np.divide(a, a)
+        z = np.power(a, a).copy()
+        z[...] *= np.divide(a, a)
+        return y, z
+
+    with np.errstate(all="ignore"):
+        assert_same(run)
+
+
 class TestHandlers:
     """Handlers of floating-point errors are code that may do anything."""
 

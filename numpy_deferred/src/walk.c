@@ -120,6 +120,23 @@ stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
     return trivial && npy_deferred_readable_in_place(out, node->descrs[node->nin]);
 }
 
+/* Whether try_trivial_single_output_loop takes an `out=`, for the overlaps it has. */
+static int
+trivial_overlaps(npy_deferred_node *node, PyArrayObject *op[])
+{
+    PyArrayObject *out = op[node->nin];
+    for (int i = 0; i < node->nin; i++) {
+        if (!PyArray_EQUIVALENTLY_ITERABLE_OVERLAP_OK(
+                    op[i], out, PyArray_TRIVIALLY_ITERABLE_OP_READ,
+                    PyArray_TRIVIALLY_ITERABLE_OP_NOREAD)) {
+            return 0;
+        }
+    }
+    return PyArray_NDIM(out) != 1 ||
+           PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out) ||
+           PyArray_STRIDE(out, 0) == 0;
+}
+
 /* The strides of try_trivial_single_output_loop; 0 when it would decline. */
 static int
 trivial_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp strides[])
@@ -188,7 +205,8 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
     npy_intp buffersize = npy_deferred_buffer_size();
     int trivial = stand_ins(node, result, buffersize, op);
     int status = trivial < 0 ? -1 : 0;
-    if (status == 0 && !(trivial && trivial_strides(node, op, strides))) {
+    if (status == 0 && !(trivial && trivial_strides(node, op, strides) &&
+                         (out == NULL || trivial_overlaps(node, op)))) {
         status = iterator_strides(node, op, buffersize, strides);
     }
     for (int i = 0; i <= node->nin; i++) {
