@@ -393,6 +393,15 @@ class TestAssignment:
                 assert (out == 7).all()
             del x
 
+    def test_error_comes_once(self, api, deferred):
+        """The error state may change after it was raised, as after a read."""
+        with np.errstate(divide="raise"):
+            x = 1 / np.zeros(3)
+            with pytest.raises(FloatingPointError, match="divide by zero"):
+                api.assign(x, np.zeros(3))
+        assert x.flags.deferred
+        del x
+
     @pytest.mark.parametrize("shape", [(3,), (2, 3)])
     def test_handler_reads_the_array(self, api, deferred, shape):
         seen = []
@@ -780,6 +789,19 @@ class TestUpdateIfCopy:
         a[0] = 3
         y = a + 1
         assert (x[0], y[0]) == (1, 4)
+
+    def test_setflags_ends_it(self, capi, deferred):
+        """NumPy leaves the array read only then; the mark goes."""
+        target = fortran()
+        copy = capi.writeback_copy(target)
+        copy.setflags(uic=False)
+        marks = capi.NPY_ARRAY_UPDATEIFCOPY_TARGET | capi.NPY_ARRAY_WRITEABLE
+        assert not capi.flags(target) & marks
+        x = target + 1
+        assert x.flags.deferred
+        target.flags.writeable = True
+        target[0, 0] = 100
+        assert x[0, 0] == 1
 
 
 PORTABLE = """

@@ -166,6 +166,7 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
     }
     npy_deferred_node_incref(node);
     int result = fill_and_report(src, node, &memory);
+    node->failed = result < 0;
     npy_deferred_node_decref(node);
     if (result == 0 && !npy_deferred_is(src)) {
         /* A handler or another thread has calculated it. */
