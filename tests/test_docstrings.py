@@ -1,4 +1,6 @@
-"""The examples of the docstrings, in a process with the defaults users have."""
+"""The examples of the documentation, in a process with the defaults users have."""
+
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,21 @@ print(runner.failures)
 """
 
 
+PAGE = """
+import doctest
+result = doctest.testfile({path!r}, module_relative=False, optionflags=doctest.ELLIPSIS)
+assert result.attempted > 0
+print(result.failed)
+"""
+
+
 @pytest.mark.parametrize("name", ["numpy.deferred", "numpy._core._deferredstate"])
 def test_examples(name):
     assert output_of(CODE.format(name=name), NUMPY_DEFERRED_MIN_BYTES="") == "0"
+
+
+@pytest.mark.parametrize("name", ["guide.rst"])
+def test_pages(name):
+    path = Path(__file__).parents[1] / "doc" / name
+    code = PAGE.format(path=str(path))
+    assert output_of(code, NUMPY_DEFERRED_MIN_BYTES="") == "0"
