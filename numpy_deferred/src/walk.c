@@ -132,8 +132,7 @@ trivial_overlaps(npy_deferred_node *node, PyArrayObject *op[])
             return 0;
         }
     }
-    return PyArray_NDIM(out) != 1 ||
-           PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out) ||
+    return PyArray_NDIM(out) != 1 || PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out) ||
            PyArray_STRIDE(out, 0) == 0;
 }
 

@@ -28,8 +28,9 @@ _npy_deferred_check_array(PyArrayObject *arr)
         return -1;
     }
     if (!PyObject_TypeCheck((PyObject *)arr, &PyArray_Type)) {
-        PyErr_Format(PyExc_TypeError, "expected an ndarray, not %.100s",
-                     Py_TYPE((PyObject *)arr)->tp_name);
+        /* %R, as the limited API has no tp_name. */
+        PyErr_Format(PyExc_TypeError, "expected an ndarray, not %R",
+                     (PyObject *)Py_TYPE((PyObject *)arr));
         return -1;
     }
     return 0;
