@@ -23,9 +23,12 @@ ROOT = HERE.root
 PASS_ON = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
 
 # A sanitizer takes GCC many minutes over NumPy's SIMD code. Without it the loops
-# are others than those of a release, which matters little to a hunt for memory
-# errors: the callers, and ours above all, are the same.
-PLAIN_LOOPS = [
+# are others than those of a release, which matters little here: what calls them,
+# our code above all, is the same.
+SANITIZED = [
+    "-Dbuildtype=debug",
+    "-Doptimization=1",
+    "-Db_lundef=false",
     "-Dcpu-baseline=none",
     "-Dcpu-dispatch=none",
     "-Ddisable-optimization=true",
@@ -38,13 +41,28 @@ PLAIN_LOOPS = [
 VARIANTS = {
     "build": ["-Dbuildtype=release"],
     "build-debug": ["-Dbuildtype=debug"],
-    "build-sanitize": [
-        "-Dbuildtype=debug",
-        "-Doptimization=1",
-        "-Db_sanitize=address,undefined",
-        "-Db_lundef=false",
-        *PLAIN_LOOPS,
-    ],
+    "build-sanitize": [*SANITIZED, "-Db_sanitize=address,undefined"],
+    "build-tsan": [*SANITIZED, "-Db_sanitize=thread"],
+}
+SUPPRESSIONS = ROOT / "tools" / "sanitizers"
+# What has to be set for Python to load such a build.
+SANITIZERS = {
+    "build-sanitize": {
+        "LD_PRELOAD": "libasan.so",
+        # Python itself leaves memory behind; our tests ask for too much of it;
+        # tests/test_faults.py preloads another library before this one.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1"
+        ":verify_asan_link_order=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"
+        f":suppressions={SUPPRESSIONS / 'undefined.txt'}",
+        "PYTHONMALLOC": "malloc",
+    },
+    "build-tsan": {
+        "LD_PRELOAD": "libtsan.so",
+        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"
+        f":suppressions={SUPPRESSIONS / 'thread.txt'}",
+        "PYTHONMALLOC": "malloc",
+    },
 }
 STOCK = ROOT / "build-stock"
 
@@ -63,8 +81,9 @@ def readable_errors(function):
 
 
 def variant_options(function):
-    """--debug and --sanitize, which choose the build directory."""
+    """--debug and the sanitizers, which choose the build directory."""
     for option, text in [
+        ("tsan", "With ThreadSanitizer, in build-tsan/."),
         ("sanitize", "With AddressSanitizer and UBSan, in build-sanitize/."),
         ("debug", "Without optimization, with assertions, in build-debug/."),
     ]:
@@ -98,18 +117,11 @@ def use_build(ctx, build_dir="build", no_build=False):
     """Build, and put the result on the PYTHONPATH of what runs next."""
     if not no_build:
         ctx.invoke(build, build_dir=build_dir)
-    if build_dir == "build-sanitize":
-        library = subprocess.check_output(
-            ["gcc", "-print-file-name=libasan.so"], text=True
-        )
-        os.environ["LD_PRELOAD"] = library.strip()
-        # Python itself leaves memory behind; our tests ask for too much of it.
-        os.environ["ASAN_OPTIONS"] = "detect_leaks=0:allocator_may_return_null=1"
-        suppressions = ROOT / "tools" / "ubsan-suppressions.txt"
-        os.environ["UBSAN_OPTIONS"] = (
-            f"print_stacktrace=1:halt_on_error=1:suppressions={suppressions}"
-        )
-        os.environ["PYTHONMALLOC"] = "malloc"
+    environment = dict(SANITIZERS.get(build_dir, {}))
+    if environment:
+        command = ["gcc", f"-print-file-name={environment['LD_PRELOAD']}"]
+        library = subprocess.check_output(command, text=True)
+        os.environ.update(environment, LD_PRELOAD=library.strip())
     return meson._set_pythonpath(build_dir, quiet=True)
 
 
@@ -130,8 +142,9 @@ def run_python(*arguments, cwd=None):
 def build(*, parent_callback, variant, build_dir, meson_args=(), **kwargs):
     """🔧 Fetch and patch NumPy where needed, build, install
 
-    Into build/ and build-install/; other directories with -C, --debug and
-    --sanitize. MESON_ARGS go to `meson setup`: spin build -- -Db_coverage=true
+    Into build/ and build-install/; other directories with -C, --debug,
+    --sanitize and --tsan. MESON_ARGS go to `meson setup`:
+    spin build -- -Db_coverage=true
     """
     build_dir = variant or build_dir
     prepare()

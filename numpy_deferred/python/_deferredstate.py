@@ -203,8 +203,14 @@ def begin_defer():
     >>> a.flags.deferred
     False
     """
-    _umath._deferred_scope.set(_umath._deferred_begin_scope())
-    _umath._deferred_set_state(True)
+    scope = _umath._deferred_begin_scope()
+    _umath._deferred_scope.set(scope)
+    try:
+        _umath._deferred_set_state(True)
+    except BaseException:
+        outer, _, _ = scope
+        _umath._deferred_scope.set(outer)
+        raise
 
 
 @set_module("numpy")
@@ -247,8 +253,9 @@ def end_defer():
     if scope is None:
         raise RuntimeError("np.end_defer() without np.begin_defer() in this context")
     outer, state, _ = scope
-    _umath._deferred_scope.set(outer)
+    # In this order: after a MemoryError it can be called again.
     _umath._deferred_set_state(state)
+    _umath._deferred_scope.set(outer)
     _umath._deferred_calculate_scope(scope)
 
 
@@ -312,17 +319,25 @@ class deferral:
             raise TypeError("Cannot enter `np.deferral` twice.")
         self._scope = _umath._deferred_begin_scope()
         self._scope_token = _umath._deferred_scope.set(self._scope)
-        self._state_token = _umath._deferred_enter_state(True)
+        try:
+            self._state_token = _umath._deferred_enter_state(True)
+        except BaseException:
+            _umath._deferred_scope.reset(self._scope_token)
+            raise
 
     def __exit__(self, exc_type, exc_value, traceback):
-        _umath._deferred_scope.reset(self._scope_token)
-        _umath._deferred_state.reset(self._state_token)
         try:
-            _umath._deferred_calculate_scope(self._scope)
-        except Exception:
-            # The block's own exception says more; the array raises again.
-            if exc_type is None:
-                raise
+            try:
+                _umath._deferred_scope.reset(self._scope_token)
+            finally:
+                _umath._deferred_state.reset(self._state_token)
+        finally:
+            try:
+                _umath._deferred_calculate_scope(self._scope)
+            except Exception:
+                # The block's own exception says more; the array raises again.
+                if exc_type is None:
+                    raise
 
     def __call__(self, func):
         @functools.wraps(func)

@@ -17,19 +17,15 @@ WRITES = {}
 #: Programs that set context variables: CPython crashes there, or never ends,
 #: when one allocation after the other fails.
 CONTEXTUAL = set()
-#: Programs in which NumPy itself goes on where memory runs out, and the reason.
-GOES_ON = {}
 
 
-def program(*, writes=(), contextual=False, goes_on=None):
+def program(*, writes=(), contextual=False):
     def add(function):
         name = function.__name__
         PROGRAMS[name] = function
         WRITES[name] = frozenset(writes)
         if contextual:
             CONTEXTUAL.add(name)
-        if goes_on:
-            GOES_ON[name] = goes_on
         return function
 
     return add
@@ -154,7 +150,7 @@ def read_copies(w):
     return w.p.copy(), copy.copy(w.q), w.t.astype("f4"), np.array(w.sums, order="F")
 
 
-@program(goes_on="an array that exports no buffer is pickled without one")
+@program()
 def read_pickle(w):
     return pickle.loads(pickle.dumps(w.t, 5))
 
@@ -352,10 +348,35 @@ def states(w):
     return x, y, np.getdeferred() is previous
 
 
+@program(contextual=True)
+def scopes(w):
+    np.begin_defer()
+    try:
+        x = w.a * w.b
+    finally:
+        np.end_defer()
+    with np.deferral():
+        y = x + w.c
+    return x, y, x.flags.deferred, y.flags.deferred
+
+
 @program()
 def introspection(w):
     np.deferred.stats()
+    np.getdeferred()
     return np.deferred.usage_count(w.a) >= 0, w.p.flags.deferred in (True, False)
+
+
+@program()
+def memory_limit(w):
+    previous = np.deferred.get_memory_limit()
+    np.deferred.set_memory_limit(0)
+    try:
+        # Nobody else refers to the operands, so the limit has their readers
+        # calculated.
+        return [w.a.copy() * w.b for _ in range(3)] and None
+    finally:
+        np.deferred.set_memory_limit(previous)
 
 
 @program(contextual=True)
