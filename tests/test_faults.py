@@ -57,6 +57,10 @@ class Finding(NamedTuple):
         # What sets a context variable is CPython's.
         if self.stack[:1] in [(), ("npy_deferred_set_state",)]:
             return "python"
+        # Python code, where errstate sets one: whether CPython then leaks a token
+        # depends on its caches.
+        if self.kind == "leak" and self.stack[0] == "dispatcher_vectorcall":
+            return "python"
         if self.reached("PyUFunc_handlefperr"):
             return "numpy"
         if self.kind == "completed" and any(map(self.reached, DO_WITHOUT)):
