@@ -82,7 +82,8 @@ struct npy_deferred_node {
     PyArrayMethodObject *method;      /* owned */
     /* The error state when the operation was written. */
     int errmask;
-    PyObject *errfunc;          /* owned, NULL when errmask is 0 */
+    PyObject *errstate;         /* owned, NULL when errmask is 0 */
+    unsigned long thread;       /* only set when errmask is not 0 */
     npy_deferred_origin origin; /* only set when errmask is not 0 */
     PyObject *scope; /* owned: the innermost then; NULL before it is pending */
     NPY_ORDER order; /* the call's order= */
@@ -478,9 +479,12 @@ npy_deferred_errors_clear(npy_deferred_errors *errors);
 /* Whether errors are reported at all.  Returns what it was. */
 NPY_NO_EXPORT int
 npy_deferred_set_reporting(int report);
-/* Fetch the function or object of seterrcall: new reference, or NULL. */
+/* The error state of this context, a capsule: new reference, or NULL. */
 NPY_NO_EXPORT PyObject *
-npy_deferred_current_errfunc(int *errmask);
+npy_deferred_errstate(void);
+/* Its function or object of seterrcall: new reference, or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_errfunc(PyObject *errstate, int *errmask);
 /* Whether this mask can make a floating-point error an exception. */
 NPY_NO_EXPORT int
 npy_deferred_mask_may_raise(int errmask);

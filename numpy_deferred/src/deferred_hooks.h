@@ -85,8 +85,9 @@ npy_deferred_calculate_all(void);
 
 /*
  * Call before the error state changes: calculates all pending arrays, but those
- * that have raised before, here or at a reader.  They stay deferred and raise
- * when they are read; the change of the error state is somebody else's.  Returns 0 or
+ * that have raised before, here or at a reader, and those that other threads or
+ * contexts wrote and that can raise.  These stay deferred and raise when they are
+ * read.  Returns 0 or
  * -1.
  */
 NPY_NO_EXPORT int

@@ -238,19 +238,22 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
         last->status |= status;
         return 0;
     }
-    npy_deferred_error error = {.status = status, .node = node};
-    if (node == NULL) {
-        error.errfunc = npy_deferred_current_errfunc(&error.errmask);
-        if (error.errfunc == NULL) {
-            return -1;
-        }
-    }
-    else if (node->errmask == 0) {
+    if (node != NULL && node->errmask == 0) {
         return 0;
     }
-    else {
+    npy_deferred_error error = {.status = status, .node = node};
+    PyObject *errstate =
+            node == NULL ? npy_deferred_errstate() : Py_NewRef(node->errstate);
+    if (errstate == NULL) {
+        return -1;
+    }
+    error.errfunc = npy_deferred_errfunc(errstate, &error.errmask);
+    Py_DECREF(errstate);
+    if (error.errfunc == NULL) {
+        return -1;
+    }
+    if (node != NULL) {
         npy_deferred_node_incref(node);
-        error.errfunc = Py_NewRef(node->errfunc);
         error.errmask = node->errmask;
     }
     errors->items[errors->n++] = error;

@@ -95,10 +95,11 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
     node->order = order;
     node->errmask = errmask;
     if (errmask != 0) {
-        node->errfunc = npy_deferred_current_errfunc(NULL);
-        if (node->errfunc == NULL) {
+        node->errstate = npy_deferred_errstate();
+        if (node->errstate == NULL) {
             goto fail;
         }
+        node->thread = PyThread_get_thread_ident();
         npy_deferred_origin_set(&node->origin);
     }
     for (int i = 0; i < nin; i++) {
@@ -218,7 +219,7 @@ npy_deferred_node_decref(npy_deferred_node *node)
     }
     Py_DECREF(node->ufunc);
     Py_DECREF(node->method);
-    Py_XDECREF(node->errfunc);
+    Py_XDECREF(node->errstate);
     npy_deferred_origin_clear(&node->origin);
     Py_XDECREF(node->scope);
     PyMem_Free(node);
@@ -283,20 +284,28 @@ raise_first(PyObject *error[3])
     return -1;
 }
 
+/* What calculate_pending is to calculate; all of it where nothing is set. */
+typedef struct {
+    PyObject *scope;
+    PyObject *errstate; /* what can raise is left out when written elsewhere */
+} selection;
+
 static int
-is_due(npy_deferred_node *node, PyObject *scope, int skip_failed)
+is_selected(npy_deferred_node *node, const selection *wanted)
 {
-    return !(skip_failed && node->failed) &&
-           (scope == NULL || npy_deferred_in_scope(node, scope));
+    if (wanted->errstate != NULL &&
+        (node->failed ||
+         (node->errmask != 0 && (node->errstate != wanted->errstate ||
+                                 node->thread != PyThread_get_thread_ident())))) {
+        return 0;
+    }
+    return wanted->scope == NULL || npy_deferred_in_scope(node, wanted->scope);
 }
 
-/*
- * All pending nodes, or those of a scope; without those whose error was raised
- * already, if so asked.
- */
 static int
-calculate_pending(PyObject *scope, int skip_failed)
+calculate_pending(const selection *wanted)
 {
+    PyObject *scope = wanted->scope;
     PyObject *error[3] = {NULL, NULL, NULL};
     npy_uint64 start = scope == NULL ? 0 : npy_deferred_scope_start(scope);
     /* Nodes that fail stay in the list; go on with those before them. */
@@ -304,7 +313,7 @@ calculate_pending(PyObject *scope, int skip_failed)
     for (;;) {
         npy_deferred_node *node = newest;
         while (node != NULL && node->serial > start &&
-               (node->serial > limit || !is_due(node, scope, skip_failed))) {
+               (node->serial > limit || !is_selected(node, wanted))) {
             node = node->older;
         }
         if (node == NULL || node->serial <= start) {
@@ -320,13 +329,23 @@ calculate_pending(PyObject *scope, int skip_failed)
 NPY_NO_EXPORT int
 npy_deferred_calculate_all(void)
 {
-    return calculate_pending(NULL, 0);
+    return calculate_pending(&(selection){0});
 }
 
+/*
+ * Nobody is told of errors twice, nor of those that other threads and tasks,
+ * which have states of their own, are to be told of.
+ */
 NPY_NO_EXPORT int
 npy_deferred_before_errstate(void)
 {
-    return calculate_pending(NULL, 1);
+    PyObject *errstate = npy_deferred_errstate();
+    if (errstate == NULL) {
+        return -1;
+    }
+    int result = calculate_pending(&(selection){.errstate = errstate});
+    Py_DECREF(errstate);
+    return result;
 }
 
 NPY_NO_EXPORT PyObject *
@@ -338,7 +357,7 @@ npy_deferred_begin_scope(void)
 NPY_NO_EXPORT int
 npy_deferred_calculate_scope(PyObject *scope)
 {
-    return calculate_pending(scope, 0);
+    return calculate_pending(&(selection){.scope = scope});
 }
 
 /* Bytes that calculating the node alone would let go. */

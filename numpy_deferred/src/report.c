@@ -20,6 +20,7 @@
 
 #include "deferred.h"
 #include "extobj.h"
+#include "npy_static_data.h"
 #include "ufunc_object.h"
 
 /* An error mask has three bits a category: the UFUNC_ERR_ constants of extobj.c. */
@@ -30,16 +31,25 @@
 #define ERR_LOG 5
 
 NPY_NO_EXPORT PyObject *
-npy_deferred_current_errfunc(int *errmask)
+npy_deferred_errstate(void)
 {
-    npy_extobj extobj;
-    if (fetch_curr_extobj_state(&extobj) < 0) {
+    PyObject *errstate;
+    if (PyContextVar_Get(npy_static_pydata.npy_extobj_contextvar,
+                         npy_static_pydata.default_extobj_capsule, &errstate) < 0) {
         return NULL;
     }
-    if (errmask != NULL) {
-        *errmask = extobj.errmask;
+    return errstate;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_errfunc(PyObject *errstate, int *errmask)
+{
+    npy_extobj *extobj = PyCapsule_GetPointer(errstate, "numpy.ufunc.extobj");
+    if (extobj == NULL) {
+        return NULL;
     }
-    return extobj.pyfunc;
+    *errmask = extobj->errmask;
+    return Py_NewRef(extobj->pyfunc);
 }
 
 /*
