@@ -24,18 +24,20 @@ def zeros():
     return np.zeros(1000)
 
 
-def caught_when_read(array):
+@contextlib.contextmanager
+def recorded():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        array.sum()
-    return caught
+        yield caught
 
 
 def test_warning_points_to_the_operation(zeros):
-    with np.deferredstate(True):
-        x = divide(1, zeros)
-        y = x * 2
-    (warning,) = caught_when_read(y)
+    with recorded() as caught:
+        with np.deferredstate(True):
+            x = divide(1, zeros)
+            y = x * 2
+        y.sum()
+    (warning,) = caught
     assert warning.filename == __file__
     assert warning.lineno == LINE_OF_DIVIDE
     assert warning.category is RuntimeWarning
@@ -108,9 +110,11 @@ def test_filters_see_the_module(zeros, state, module, monkeypatch):
 def test_namespace_that_is_no_module(zeros, namespace):
     exec(SOURCE, namespace)
     before = set(namespace)
-    with np.deferredstate(True):
-        x = namespace["f"](zeros)
-    (warning,) = caught_when_read(x)
+    with recorded() as caught:
+        with np.deferredstate(True):
+            x = namespace["f"](zeros)
+        x.sum()
+    (warning,) = caught
     assert (warning.filename, warning.lineno) == ("<string>", 2)
     assert set(namespace) == before
 
@@ -133,6 +137,100 @@ def test_namespace_is_not_kept_alive(zeros):
     assert np.deferred.usage_count(zeros) == 0
 
 
+class TestCatchWarnings:
+    """Warnings belong to the block in which the operation was written."""
+
+    def test_ignored(self, zeros):
+        with np.deferredstate(True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                x = divide(1, zeros)
+            with recorded() as caught:
+                x.sum()
+        assert not caught
+
+    def test_recorded(self, zeros):
+        with np.deferredstate(True):
+            with recorded() as caught:
+                x = divide(1, zeros)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                x.sum()
+        (warning,) = caught
+        assert (warning.filename, warning.lineno) == (__file__, LINE_OF_DIVIDE)
+
+    def test_raises(self, zeros):
+        with np.deferredstate(True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                x = divide(1, zeros)
+            with recorded() as caught, pytest.raises(RuntimeWarning):
+                x.sum()
+        assert not caught
+        del x
+
+    def test_shown(self, zeros):
+        shown = []
+
+        def show(message, category, filename, lineno, *where):
+            shown.append((str(message), filename, lineno))
+
+        with np.deferredstate(True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.showwarning = show
+                x = divide(1, zeros)
+            x.sum()
+        message = "divide by zero encountered in divide"
+        assert shown == [(message, __file__, LINE_OF_DIVIDE)]
+
+    def test_nested_in_one_expression(self, zeros):
+        with np.deferredstate(True):
+            with recorded() as outer:
+                x = divide(1, zeros)
+                with recorded() as inner:
+                    y = np.log(zeros) + x
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    z = np.sqrt(y - 1)
+            z.sum()
+        assert [str(w.message) for w in outer] == [
+            "divide by zero encountered in divide"
+        ]
+        assert {str(w.message) for w in inner} == {
+            "divide by zero encountered in log",
+            "invalid value encountered in add",
+        }
+
+    def test_filters_are_as_before(self, zeros):
+        before = warnings.filters, warnings.showwarning, list(warnings.filters)
+        with np.deferredstate(True):
+            with recorded():
+                x = divide(1, zeros)
+            x.sum()
+        assert before == (warnings.filters, warnings.showwarning, warnings.filters)
+
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_writes_into_arrays_where_nothing_raises(self, zeros, inside):
+        """The filters of the operation decide about fusion, not the reader's."""
+        actions = ["always", "error"] if inside else ["error", "always"]
+
+        def run():
+            out = np.ones(1000)
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter(actions[0])
+                x = 1 / (zeros + 1) + 1 / zeros
+                with warnings.catch_warnings():
+                    warnings.simplefilter(actions[1])
+                    with contextlib.suppress(RuntimeWarning):
+                        out[:] = x
+            return out
+
+        with np.deferredstate(True):
+            out = run()
+        assert np.isinf(out).all() == inside
+
+
 def test_exception_has_a_note(zeros):
     with np.errstate(all="raise"), np.deferredstate(True):
         x = divide(1, zeros)
@@ -148,12 +246,11 @@ def test_exception_has_a_note(zeros):
 
 
 def test_warning_made_an_exception_has_a_note(zeros):
-    with np.deferredstate(True):
+    with np.deferredstate(True), warnings.catch_warnings():
+        warnings.simplefilter("error")
         x = divide(1, zeros)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            with pytest.raises(RuntimeWarning) as caught:
-                x.sum()
+        with pytest.raises(RuntimeWarning) as caught:
+            x.sum()
         assert f"line {LINE_OF_DIVIDE}" in caught.value.__notes__[0]
         del x, caught
 

@@ -272,8 +272,9 @@ class TestErrors:
         with np.errstate(all="warn"):
             manager = scope()
             manager.__enter__()
-            x = vector() / 0
             with pytest.warns(RuntimeWarning, match="divide by zero"):
+                x = vector() / 0
+                assert deferred(x) == [True]
                 manager.__exit__(None, None, None)
         assert deferred(x) == [False]
 

@@ -7,6 +7,7 @@ The state and the innermost scope are context variables of the C core
 """
 
 import functools
+import warnings
 
 from numpy._core import _multiarray_umath as _umath
 from numpy._utils import set_module
@@ -346,3 +347,15 @@ class deferral:
                 return func(*args, **kwargs)
 
         return inner
+
+
+def _warn(filters, show, show_message, text, filename, line, module, registry):
+    """
+    Warn as it was done where filters and functions of `warnings` were these:
+    in a block of `warnings.catch_warnings`, which may have ended since.
+    """
+    with warnings.catch_warnings():
+        warnings.filters = filters
+        warnings.showwarning = show
+        warnings._showwarnmsg_impl = show_message
+        warnings.warn_explicit(text, RuntimeWarning, filename, line, module, registry)

@@ -61,12 +61,21 @@ struct npy_deferred_operand {
     _Alignas(16) char constant[NPY_DEFERRED_CONSTANT_SIZE];
 };
 
+/* What decides whom a warning reaches: attributes of the module warnings. */
+enum {
+    NPY_DEFERRED_FILTERS,
+    NPY_DEFERRED_SHOWWARNING,
+    NPY_DEFERRED_SHOWWARNMSG, /* set when catch_warnings records */
+    NPY_DEFERRED_NWARNINGS
+};
+
 /* Where an operation was written; all NULL where that is not known. */
 typedef struct {
-    PyCodeObject *code;  /* owned */
-    int instruction;     /* offset in the code */
-    PyObject *module;    /* owned: the module's name */
-    const void *globals; /* not owned: an address to compare */
+    PyCodeObject *code;                         /* owned */
+    int instruction;                            /* offset in the code */
+    PyObject *module;                           /* owned: the module's name */
+    const void *globals;                        /* not owned: an address to compare */
+    PyObject *warnings[NPY_DEFERRED_NWARNINGS]; /* owned */
 } npy_deferred_origin;
 
 /*
@@ -485,9 +494,9 @@ npy_deferred_errstate(void);
 /* Its function or object of seterrcall: new reference, or NULL. */
 NPY_NO_EXPORT PyObject *
 npy_deferred_errfunc(PyObject *errstate, int *errmask);
-/* Whether this mask can make a floating-point error an exception. */
+/* Whether this mask and filters of warnings can make an error an exception. */
 NPY_NO_EXPORT int
-npy_deferred_mask_may_raise(int errmask);
+npy_deferred_mask_may_raise(int errmask, PyObject *filters);
 
 /* ---- origin.c: where operations were written ---- */
 

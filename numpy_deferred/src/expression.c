@@ -206,21 +206,23 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
 static int
 may_raise(const npy_deferred_expression *expression)
 {
-    /* A copy, as looking at the warning filters may run Python code. */
-    int errmasks[NPY_DEFERRED_MAX_NODES], nnodes = expression->nnodes, harmless = 0;
-    for (int i = 0; i < nnodes; i++) {
-        errmasks[i] = expression->nodes[i]->errmask;
-    }
-    for (int i = 0; i < nnodes; i++) {
-        if (errmasks[i] == harmless) {
-            continue;
+    /* A copy, as looking at the filters of warnings may run Python code. */
+    int errmasks[NPY_DEFERRED_MAX_NODES], n = 0, result = 0;
+    PyObject *filters[NPY_DEFERRED_MAX_NODES];
+    for (int i = 0; i < expression->nnodes; i++) {
+        const npy_deferred_node *node = expression->nodes[i];
+        PyObject *its = node->origin.warnings[NPY_DEFERRED_FILTERS];
+        if (node->errmask != 0 &&
+            (n == 0 || node->errmask != errmasks[n - 1] || its != filters[n - 1])) {
+            errmasks[n] = node->errmask;
+            filters[n++] = Py_XNewRef(its);
         }
-        if (npy_deferred_mask_may_raise(errmasks[i])) {
-            return 1;
-        }
-        harmless = errmasks[i];
     }
-    return 0;
+    for (int i = 0; i < n; i++) {
+        result = result || npy_deferred_mask_may_raise(errmasks[i], filters[i]);
+        Py_XDECREF(filters[i]);
+    }
+    return result;
 }
 
 NPY_NO_EXPORT int

@@ -6,6 +6,10 @@
  * name of its module.  It owns neither frame nor globals: these hold the
  * user's arrays, and as arrays are not tracked by the garbage collector, such
  * a cycle would live for ever.  The line is only looked up when it is needed.
+ *
+ * It also owns what decides whom a warning reaches: a warning belongs to the
+ * `warnings.catch_warnings` block in which the operation was written, though
+ * that has ended.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -20,15 +24,41 @@
 #include "deferred.h"
 
 static struct {
-    PyObject *name, *registry; /* "__name__", "__warningregistry__": immortal */
-} attributes;
+    PyObject *name, *registry; /* "__name__", "__warningregistry__" */
+    PyObject *module;          /* the dict of the module warnings */
+    PyObject *warnings[NPY_DEFERRED_NWARNINGS];
+} immortal;
 
 NPY_NO_EXPORT int
 npy_deferred_origin_init(void)
 {
-    attributes.name = PyUnicode_InternFromString("__name__");
-    attributes.registry = PyUnicode_InternFromString("__warningregistry__");
-    return attributes.name == NULL || attributes.registry == NULL ? -1 : 0;
+    static const char *const names[] = {"filters", "showwarning", "_showwarnmsg_impl"};
+    immortal.name = PyUnicode_InternFromString("__name__");
+    immortal.registry = PyUnicode_InternFromString("__warningregistry__");
+    for (int i = 0; i < NPY_DEFERRED_NWARNINGS; i++) {
+        immortal.warnings[i] = PyUnicode_InternFromString(names[i]);
+        if (immortal.warnings[i] == NULL) {
+            return -1;
+        }
+    }
+    PyObject *module = PyImport_ImportModule("warnings");
+    if (module == NULL) {
+        return -1;
+    }
+    immortal.module = Py_NewRef(PyModule_GetDict(module));
+    Py_DECREF(module);
+    return immortal.name == NULL || immortal.registry == NULL ? -1 : 0;
+}
+
+/* Borrowed; NULL where there is no such attribute. */
+static PyObject *
+current_warnings(int i)
+{
+    PyObject *value = PyDict_GetItemWithError(immortal.module, immortal.warnings[i]);
+    if (value == NULL) {
+        PyErr_Clear();
+    }
+    return value;
 }
 
 NPY_NO_EXPORT void
@@ -42,9 +72,12 @@ npy_deferred_origin_set(npy_deferred_origin *origin)
     origin->instruction = PyFrame_GetLasti(frame);
     PyObject *globals = PyEval_GetGlobals();
     origin->globals = globals;
-    origin->module = Py_XNewRef(PyDict_GetItemWithError(globals, attributes.name));
+    origin->module = Py_XNewRef(PyDict_GetItemWithError(globals, immortal.name));
     if (origin->module == NULL) {
         PyErr_Clear();
+    }
+    for (int i = 0; i < NPY_DEFERRED_NWARNINGS; i++) {
+        origin->warnings[i] = Py_XNewRef(current_warnings(i));
     }
 }
 
@@ -53,6 +86,9 @@ npy_deferred_origin_clear(npy_deferred_origin *origin)
 {
     Py_CLEAR(origin->code);
     Py_CLEAR(origin->module);
+    for (int i = 0; i < NPY_DEFERRED_NWARNINGS; i++) {
+        Py_CLEAR(origin->warnings[i]);
+    }
 }
 
 static int
@@ -79,16 +115,53 @@ warning_registry(const npy_deferred_origin *origin)
     }
     PyObject *globals = PyModule_GetDict(module);
     PyObject *registry =
-            Py_XNewRef(PyDict_GetItemWithError(globals, attributes.registry));
+            Py_XNewRef(PyDict_GetItemWithError(globals, immortal.registry));
     if (registry == NULL && !PyErr_Occurred()) {
         registry = PyDict_New();
         if (registry != NULL &&
-            PyDict_SetItem(globals, attributes.registry, registry) < 0) {
+            PyDict_SetItem(globals, immortal.registry, registry) < 0) {
             Py_CLEAR(registry);
         }
     }
     Py_DECREF(module);
     return registry;
+}
+
+/* Whether warnings go elsewhere now. */
+static int
+among_others(const npy_deferred_origin *origin)
+{
+    for (int i = 0; i < NPY_DEFERRED_NWARNINGS; i++) {
+        if (origin->warnings[i] != current_warnings(i)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *
+or_none(PyObject *object)
+{
+    return object == NULL ? Py_None : object;
+}
+
+static int
+warn_there(const npy_deferred_origin *origin, PyObject *message, PyObject *registry)
+{
+    PyObject *result = NULL;
+    PyObject *module = PyImport_ImportModule("numpy._core._deferredstate");
+    if (module != NULL) {
+        result =
+                PyObject_CallMethod(module, "_warn", "OOOOOiOO",
+                                    or_none(origin->warnings[NPY_DEFERRED_FILTERS]),
+                                    or_none(origin->warnings[NPY_DEFERRED_SHOWWARNING]),
+                                    or_none(origin->warnings[NPY_DEFERRED_SHOWWARNMSG]),
+                                    message, origin->code->co_filename, line_of(origin),
+                                    or_none(origin->module), or_none(registry));
+        Py_DECREF(module);
+    }
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
 }
 
 NPY_NO_EXPORT int
@@ -103,12 +176,15 @@ npy_deferred_origin_warn(const npy_deferred_origin *origin, const char *text)
     }
     int result = -1;
     PyObject *message = PyUnicode_FromString(text);
-    if (message != NULL) {
+    if (message != NULL && among_others(origin)) {
+        result = warn_there(origin, message, registry);
+    }
+    else if (message != NULL) {
         result = PyErr_WarnExplicitObject(PyExc_RuntimeWarning, message,
                                           origin->code->co_filename, line_of(origin),
                                           origin->module, registry);
-        Py_DECREF(message);
     }
+    Py_XDECREF(message);
     Py_XDECREF(registry);
     return result;
 }

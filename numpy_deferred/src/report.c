@@ -79,25 +79,20 @@ judge_filter(PyObject *filter)
 
 /* Whether some filter makes our warnings exceptions; when in doubt it does. */
 static int
-warnings_may_raise(void)
+warnings_may_raise(PyObject *filters)
 {
-    PyObject *module = PyImport_ImportModule("warnings");
-    PyObject *filters =
-            module == NULL ? NULL : PyObject_GetAttrString(module, "filters");
     int judgement = filters == NULL || !PyList_CheckExact(filters);
     for (Py_ssize_t i = 0; judgement == 0 && i < PyList_GET_SIZE(filters); i++) {
         PyObject *filter = Py_NewRef(PyList_GET_ITEM(filters, i));
         judgement = judge_filter(filter);
         Py_DECREF(filter);
     }
-    Py_XDECREF(filters);
-    Py_XDECREF(module);
     PyErr_Clear();
     return judgement > 0;
 }
 
 NPY_NO_EXPORT int
-npy_deferred_mask_may_raise(int errmask)
+npy_deferred_mask_may_raise(int errmask, PyObject *filters)
 {
     int warns = 0;
     for (; errmask != 0; errmask >>= 3) {
@@ -107,7 +102,7 @@ npy_deferred_mask_may_raise(int errmask)
         }
         warns |= mode == ERR_WARN;
     }
-    return warns && warnings_may_raise();
+    return warns && warnings_may_raise(filters);
 }
 
 static int reporting = 1;
