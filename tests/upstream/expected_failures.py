@@ -1,7 +1,8 @@
 """A pytest plugin: the tests of NumPy's own suite that are known to fail.
 
 Each test that expected-failures.toml lists is expected to fail: the run fails
-when it passes, when any other test fails, and when it is not there at all.
+when it passes, when any other test fails, and when it is not there at all.  A
+name without parameters stands for the test with each of them.
 """
 
 import tomllib
@@ -29,14 +30,16 @@ class ExpectedFailures:
         self.seen = set()
         self.whole_suite = config.args == ["numpy"]
 
+    def entry(self, nodeid):
+        return nodeid if nodeid in self.reasons else nodeid.partition("[")[0]
+
     def pytest_collection_modifyitems(self, items):
         for item in items:
-            if reason := self.reasons.get(item.nodeid):
+            if reason := self.reasons.get(self.entry(item.nodeid)):
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
     def pytest_runtest_logreport(self, report):
-        if report.nodeid in self.reasons:
-            self.seen.add(report.nodeid)
+        self.seen.add(self.entry(report.nodeid))
 
     def pytest_sessionfinish(self, session):
         is_worker = hasattr(session.config, "workerinput")
@@ -53,5 +56,6 @@ class ExpectedFailures:
         bad = counts.get("failed", 0) + counts.get("error", 0) + len(self.missing)
         terminalreporter.line(
             f"NumPy's suite: {counts.get('passed', 0)} passed, "
-            f"{len(self.reasons)} expected to fail, {bad} not as expected"
+            f"{len(self.reasons)} entries of tests expected to fail, "
+            f"{bad} not as expected"
         )
