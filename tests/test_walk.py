@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from helpers.compare import comparison
+from helpers.compare import assert_same, comparison
 
 
 def turned(array, choice):
@@ -67,3 +67,15 @@ def test_orders(program):
         for seed in range(400):
             outcome = compared.same(f"seed {seed}", program, seed)
             compared.check(f"seed {seed}: {outcome.error}", outcome.error is None)
+
+
+def test_overlapping_out_of_a_loop_that_sees_strides():
+    """Eager NumPy gives the loop a contiguous copy of `out`, not `out`."""
+
+    def run():
+        memory = np.linspace(-2, 3, 4, dtype="f4").reshape(2, 2).copy()
+        out, other = memory.T[:, ::-1], memory.T[::-1]
+        x = memory.copy().T[:, ::-1] / 3
+        return np.arctan2(other, x, out=out), memory
+
+    assert_same(run)

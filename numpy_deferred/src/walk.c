@@ -167,25 +167,28 @@ trivial_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp strides[]
     return 1;
 }
 
+/* An overlap with an `out=` makes the iterator copy, so that strides change. */
 static int
-iterator_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp buffersize,
-                 npy_intp strides[])
+iterator_strides(npy_deferred_node *node, PyArrayObject *op[], int has_out,
+                 npy_intp buffersize, npy_intp strides[])
 {
+    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_REFS_OK |
+                       NPY_ITER_ZEROSIZE_OK | NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
+                       NPY_ITER_DELAY_BUFALLOC |
+                       (has_out ? NPY_ITER_COPY_IF_OVERLAP : 0);
     npy_uint32 op_flags[NPY_DEFERRED_MAX_NIN + 1];
     for (int i = 0; i < node->nin; i++) {
         op_flags[i] = EAGER_INPUT_FLAGS;
     }
     op_flags[node->nin] = EAGER_OUTPUT_FLAGS;
-    NpyIter *iter = NpyIter_AdvancedNew(
-            node->nin + 1, op,
-            NPY_ITER_EXTERNAL_LOOP | NPY_ITER_REFS_OK | NPY_ITER_ZEROSIZE_OK |
-                    NPY_ITER_BUFFERED | NPY_ITER_GROWINNER | NPY_ITER_DELAY_BUFALLOC,
-            node->order, NPY_UNSAFE_CASTING, op_flags, node->descrs, -1, NULL, NULL,
-            buffersize);
+    NpyIter *iter = NpyIter_AdvancedNew(node->nin + 1, op, flags, node->order,
+                                        NPY_UNSAFE_CASTING, op_flags, node->descrs, -1,
+                                        NULL, NULL, buffersize);
     if (iter == NULL) {
         return -1;
     }
     NpyIter_GetInnerFixedStrideArray(iter, strides);
+    PyArray_DiscardWritebackIfCopy(NpyIter_GetOperandArray(iter)[node->nin]);
     return NpyIter_Deallocate(iter) == NPY_SUCCEED ? 0 : -1;
 }
 
@@ -206,7 +209,7 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
     int status = trivial < 0 ? -1 : 0;
     if (status == 0 && !(trivial && trivial_strides(node, op, strides) &&
                          (out == NULL || trivial_overlaps(node, op)))) {
-        status = iterator_strides(node, op, buffersize, strides);
+        status = iterator_strides(node, op, out != NULL, buffersize, strides);
     }
     for (int i = 0; i <= node->nin; i++) {
         Py_XDECREF(op[i]);
