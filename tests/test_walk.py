@@ -79,3 +79,45 @@ def test_overlapping_out_of_a_loop_that_sees_strides():
         return np.arctan2(other, x, out=out), memory
 
     assert_same(run)
+
+
+def nans(dtype, n, seed):
+    """NaNs that differ in sign and payload."""
+    part = np.finfo(dtype).dtype
+    unsigned = np.dtype(f"u{part.itemsize}")
+    count = n * np.dtype(dtype).itemsize // part.itemsize
+    marks = np.random.default_rng(seed).integers(0, 300, count).astype(unsigned)
+    sign = (marks & 1) << unsigned.type(8 * part.itemsize - 1)
+    return (np.array(np.nan, part).view(unsigned) | sign | marks).view(dtype)
+
+
+SUMS = [
+    lambda a, b, c: (a + b) * c,
+    lambda a, b, c: a * b + c,
+    lambda a, b, c: np.square(a) * b,
+    lambda a, b, c: (a - b) * c + a,
+]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
+def test_which_nan_at_the_end_of_blocks(dtype):
+    """Short loops, and the ends of loops, keep another NaN than the rest."""
+    with comparison() as compared:
+        for n in [*range(1, 35), *range(4090, 4120), *range(500, 1100, 7)]:
+            operands = [nans(dtype, n, seed) for seed in range(3)]
+            for i, form in enumerate(SUMS):
+                compared.same(f"{n} {i}", form, *operands)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16"])
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_which_nan_in_complex_sums_and_products(dtype, n):
+    """It depends on the neighbours, so on the way through memory."""
+    with comparison() as compared:
+        for seed in range(100):
+            choice = random.Random(seed)
+            operands = [
+                turned(nans(dtype, n * n, 3 * seed + i).reshape(n, n).copy(), choice)
+                for i in range(3)
+            ]
+            compared.same(f"seed {seed}", choice.choice(SUMS), *operands)

@@ -36,6 +36,12 @@
 #define MAX_BLOCK 4096
 #define SLOT_ALIGNMENT 64
 
+/*
+ * Blocks are multiples of it, but the last, which is no shorter if it is not
+ * the only one: what a loop does at its end, or when it has few elements, may
+ * give another NaN, and must come where it does in eager NumPy.
+ */
+#define BLOCK_UNIT 64
 typedef struct {
     npy_deferred_plan *plan;
     const npy_deferred_walk *walk;
@@ -125,7 +131,7 @@ allocate_scratch(run_state *state)
     for (int i = 0; i <= plan->out; i++) {
         moving += plan->values[i].descr->elsize;
     }
-    npy_intp block = (BLOCK_BYTES / (slots + moving)) & ~(npy_intp)63;
+    npy_intp block = (BLOCK_BYTES / (slots + moving)) & -BLOCK_UNIT;
     block = block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
     state->block = block;
     state->scratch =
@@ -167,6 +173,9 @@ run_blocks(run_state *state, npy_intp count)
             if (step->loop(step->context, data, &length, step->strides, step->auxdata) <
                 0) {
                 return -1;
+        if (n < count && count - n < BLOCK_UNIT) {
+            n -= BLOCK_UNIT;
+        }
             }
             if (state->checks) {
                 int status = npy_get_floatstatus_barrier((char *)data);

@@ -28,6 +28,7 @@
 #include "common.h"
 #include "convert_datatype.h"
 #include "deferred.h"
+#include "number.h"
 
 static int
 add_value(npy_deferred_plan *plan, npy_deferred_value_kind kind, PyArray_Descr *descr,
@@ -169,6 +170,18 @@ wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
     return 0;
 }
 
+/*
+ * Whether the sign of a NaN depends on which elements lie beside it.  Another
+ * walk than eager NumPy's will not do then.
+ */
+static int
+depends_on_neighbours(npy_deferred_node *node)
+{
+    PyObject *ufunc = (PyObject *)node->ufunc;
+    return PyTypeNum_ISCOMPLEX(node->descrs[node->nin]->type_num) &&
+           (ufunc == n_ops.add || ufunc == n_ops.multiply || ufunc == n_ops.square);
+}
+
 /* What a node's operands are, before casts and copies. */
 static void
 find_arguments(npy_deferred_plan *plan, const npy_deferred_walk *walk,
@@ -203,6 +216,9 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
         int is_root = i == nnodes - 1;
         find_arguments(plan, walk, node, results, args);
+        if (walk->iter != NULL && depends_on_neighbours(node)) {
+            return 1;
+        }
         if (wanted_strides(plan, walk, node, is_root, target, args, strides) < 0) {
             return -1;
         }
