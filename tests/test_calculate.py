@@ -381,6 +381,66 @@ def test_in_place_on_one_element():
         assert_same(run)
 
 
+NANS, LARGE = np.full(12, np.nan), np.full((4, 4), 1e300)
+#: Calls whose casts raise; which eager NumPy makes, and reports, on their own.
+CASTS = {
+    "one": lambda call: call(np.bitwise_xor, NANS, 1.0, dtype="Q"),
+    "two": lambda call: call(np.bitwise_xor, NANS, NANS[::-1], dtype="Q"),
+    "three": lambda call: call(np.clip, NANS, NANS[::-1], NANS * 2, dtype="Q"),
+    "and the operation": lambda call: call(
+        np.multiply, np.full(9, 3e38), np.full(9, 1e300), signature="ff->f"
+    ),
+    "mixed": lambda call: call(np.add, LARGE[0], LARGE, signature="ff->f"),
+    "not any more": lambda call: call(np.add, LARGE, LARGE[0], signature="ff->f"),
+    "in buffers": lambda call: call(np.add, LARGE, 2.0, signature="ff->f"),
+    "long": lambda call: call(np.add, np.full(9000, 1e300), 2.0, signature="ff->f"),
+    "not reported": lambda call: call(np.less, LARGE, 2.0, signature="ff->?"),
+    "reported": lambda call: call(np.less, LARGE[0], 2.0, signature="ff->?"),
+    "inner": lambda call: call(np.add, NANS, 1.0, dtype="i2") * 2 + np.int16(1),
+}
+
+
+class TestCasts:
+    @pytest.mark.parametrize("name", CASTS)
+    def test_each_is_reported_as_eager(self, name):
+        def run():
+            calls = []
+            with np.errstate(all="call", call=lambda *args: calls.append(args)):
+                result = CASTS[name](lambda f, *x, **y: f(*x, **y, casting="unsafe"))
+                np.deferred.calculate(result)
+                result.tolist()
+            return result, calls
+
+        assert_same(run)
+
+    @pytest.mark.parametrize("how", ["warn", "raise"])
+    @pytest.mark.parametrize("name", CASTS)
+    def test_text(self, name, how):
+        def run():
+            with np.errstate(all=how):
+                result = CASTS[name](lambda f, *x, **y: f(*x, **y, casting="unsafe"))
+                try:
+                    np.deferred.calculate(result)
+                except FloatingPointError as error:
+                    del result
+                    raise FloatingPointError(*error.args) from None
+                return result
+
+        outcome = assert_same(run)
+        reported = outcome.error is not None or bool(outcome.warnings)
+        assert reported == (name != "not reported")
+
+    def test_once_for_two_readers(self):
+        """Each cast is, however often and with whatever it is calculated."""
+        calls, counts = [], []
+        with np.errstate(all="call", call=lambda *args: calls.append(args)):
+            x = np.bitwise_xor(NANS, NANS[::-1], dtype="Q", casting="unsafe")
+            for read in [(x + 1).tolist, (x + 1).tolist, x.tolist]:
+                read()
+                counts.append(len(calls))
+        assert counts == [2, 2, 2]
+
+
 class TestHandlers:
     """Handlers of floating-point errors are code that may do anything."""
 

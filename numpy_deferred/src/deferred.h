@@ -100,7 +100,7 @@ struct npy_deferred_node {
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands, operand_bytes;
     int nevaluated;      /* how often the values were computed, not kept */
-    int reported;        /* NPY_FPE_* that nobody is to be told again */
+    npy_uint64 reported; /* NPY_FPE_* not to be told again; see npy_deferred_error */
     int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
     npy_uint64 visited;  /* the last traversal that came here */
@@ -381,6 +381,13 @@ npy_deferred_walk_close(npy_deferred_walk *walk, int written);
 NPY_NO_EXPORT int
 npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
                            npy_intp strides[]);
+/*
+ * Whether eager NumPy copies an input to make a trivial loop possible.  For the
+ * inputs in their order; `*trivial` says whether it still is, at first 1.
+ */
+NPY_NO_EXPORT int
+npy_deferred_copied_by_eager(PyArrayObject *input, PyArray_Descr *descr,
+                             npy_intp buffersize, int *trivial);
 /* np.getbufsize(), which eager NumPy's choice of what to copy depends on. */
 NPY_NO_EXPORT npy_intp
 npy_deferred_buffer_size(void);
@@ -418,6 +425,8 @@ typedef struct {
 typedef struct {
     npy_deferred_node *node; /* borrowed; NULL: the cast of an assignment */
     int is_cast;
+    int copied; /* of a cast: see npy_deferred_error */
+    int leads;  /* a cast whose errors the operation after it may clear */
     int nargs;
     int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
     /* From here on set by execute.c, for the strides at hand. */
@@ -467,14 +476,21 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 
 typedef struct {
     npy_deferred_node *node; /* owned; NULL: a cast on assignment */
+    /* 1 + the input when eager NumPy casts and reports that by itself; else 0. */
+    int copied;
     int errmask;
     PyObject *errfunc; /* owned */
     int status;        /* NPY_FPE_* */
 } npy_deferred_error;
 
+/* An operation and two inputs each; what is beyond joins what is before. */
+#    define NPY_DEFERRED_MAX_ERRORS (3 * NPY_DEFERRED_MAX_NODES + 1)
+/* The NPY_FPE_* of one report; node->reported has one such group per `copied`. */
+#    define NPY_DEFERRED_FPE_BITS 4
+
 typedef struct npy_deferred_errors {
     int n;
-    npy_deferred_error items[NPY_DEFERRED_MAX_NODES + 1];
+    npy_deferred_error items[NPY_DEFERRED_MAX_ERRORS];
 } npy_deferred_errors;
 
 /*

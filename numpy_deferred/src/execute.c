@@ -6,7 +6,9 @@
  * operation, runs without blocks.
  *
  * The floating-point status is read after each loop when some node's error
- * state wants to know, and cleared only when something was raised.
+ * state wants to know, and cleared only when something was raised.  It is not
+ * read between the casts for an operation and the operation itself: loops that
+ * clear it, comparisons, do so with what the casts raised in eager NumPy too.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -34,14 +36,14 @@
 #define BLOCK_BYTES 16384
 #define MIN_BLOCK 128
 #define MAX_BLOCK 4096
-#define SLOT_ALIGNMENT 64
-
 /*
  * Blocks are multiples of it, but the last, which is no shorter if it is not
  * the only one: what a loop does at its end, or when it has few elements, may
  * give another NaN, and must come where it does in eager NumPy.
  */
 #define BLOCK_UNIT 64
+#define SLOT_ALIGNMENT 64
+
 typedef struct {
     npy_deferred_plan *plan;
     const npy_deferred_walk *walk;
@@ -98,6 +100,7 @@ static int
 bind(run_state *state)
 {
     npy_deferred_plan *plan = state->plan;
+    int casts_checked = 0;
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
         for (int j = 0; j < step->nargs; j++) {
@@ -109,6 +112,13 @@ bind(run_state *state)
             return -1;
         }
         step->bound = 1;
+        if (step->leads) {
+            casts_checked |= step->checked;
+        }
+        else if (!step->is_cast) {
+            step->checked |= casts_checked;
+            casts_checked = 0;
+        }
         if (step->node == NULL || step->node->errmask != 0) {
             state->checks = 1;
         }
@@ -163,6 +173,9 @@ run_blocks(run_state *state, npy_intp count)
     int nmoving = plan->out + 1; /* operands and result */
     while (count > 0) {
         npy_intp n = count < state->block ? count : state->block;
+        if (n < count && count - n < BLOCK_UNIT) {
+            n -= BLOCK_UNIT;
+        }
         for (int i = 0; i < plan->nsteps; i++) {
             npy_deferred_step *step = &plan->steps[i];
             char *data[NPY_DEFERRED_MAX_NIN + 1];
@@ -173,11 +186,8 @@ run_blocks(run_state *state, npy_intp count)
             if (step->loop(step->context, data, &length, step->strides, step->auxdata) <
                 0) {
                 return -1;
-        if (n < count && count - n < BLOCK_UNIT) {
-            n -= BLOCK_UNIT;
-        }
             }
-            if (state->checks) {
+            if (state->checks && !step->leads) {
                 int status = npy_get_floatstatus_barrier((char *)data);
                 if (status != 0) {
                     step->status |= step->checked ? status : 0;

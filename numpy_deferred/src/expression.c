@@ -233,17 +233,18 @@ npy_deferred_can_fuse_out(npy_deferred_node *root)
 }
 
 static int
-add_error(npy_deferred_errors *errors, npy_deferred_node *node, int status)
+add_error(npy_deferred_errors *errors, npy_deferred_node *node, int copied, int status)
 {
-    npy_deferred_error *last = errors->n == 0 ? NULL : &errors->items[errors->n - 1];
-    if (last != NULL && last->node == node) {
-        last->status |= status;
-        return 0;
-    }
     if (node != NULL && node->errmask == 0) {
         return 0;
     }
-    npy_deferred_error error = {.status = status, .node = node};
+    npy_deferred_error *last = errors->n == 0 ? NULL : &errors->items[errors->n - 1];
+    if (last != NULL && ((last->node == node && last->copied == copied) ||
+                         errors->n == NPY_DEFERRED_MAX_ERRORS)) {
+        last->status |= status;
+        return 0;
+    }
+    npy_deferred_error error = {.status = status, .node = node, .copied = copied};
     PyObject *errstate =
             node == NULL ? npy_deferred_errstate() : Py_NewRef(node->errstate);
     if (errstate == NULL) {
@@ -270,7 +271,8 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk, npy_deferred_errors *
     }
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        if (step->status != 0 && add_error(errors, step->node, step->status) < 0) {
+        if (step->status != 0 &&
+            add_error(errors, step->node, step->copied, step->status) < 0) {
             return -1;
         }
     }
@@ -339,7 +341,7 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out
         result = 1;
     }
     if (result == 0 && status != 0) {
-        result = add_error(errors, node, status);
+        result = add_error(errors, node, 0, status);
     }
     if (result == 0) {
         node->nevaluated++;

@@ -210,22 +210,33 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
 {
     int results[NPY_DEFERRED_MAX_NODES];
     int nnodes = walk->expression->nnodes;
+    npy_intp buffersize = npy_deferred_buffer_size();
     for (int i = 0; i < nnodes; i++) {
         npy_deferred_node *node = walk->expression->nodes[i];
         int args[NPY_DEFERRED_MAX_NIN + 1];
         npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
         int is_root = i == nnodes - 1;
-        find_arguments(plan, walk, node, results, args);
         if (walk->iter != NULL && depends_on_neighbours(node)) {
             return 1;
         }
+        find_arguments(plan, walk, node, results, args);
         if (wanted_strides(plan, walk, node, is_root, target, args, strides) < 0) {
             return -1;
         }
+        int trivial = 1;
         for (int j = 0; j < node->nin; j++) {
+            PyArrayObject *input = node->operands[j].array;
+            int step = plan->nsteps;
             args[j] = value_as(plan, args[j], node->descrs[j], strides[j], node);
             if (args[j] < 0) {
                 return 1;
+            }
+            int copied = input != NULL &&
+                         npy_deferred_copied_by_eager(input, node->descrs[j],
+                                                      buffersize, &trivial);
+            if (plan->nsteps > step) {
+                plan->steps[step].copied = copied ? 1 + j : 0;
+                plan->steps[step].leads = !copied;
             }
         }
         results[i] = result_value(plan, node, is_root, strides[node->nin]);

@@ -118,7 +118,9 @@ npy_deferred_set_reporting(int report)
 static const char *
 operation_name(const npy_deferred_error *error)
 {
-    return error->node == NULL ? "cast" : ufunc_get_name_cstr(error->node->ufunc);
+    return error->node == NULL || error->copied
+                   ? "cast"
+                   : ufunc_get_name_cstr(error->node->ufunc);
 }
 
 /* In NumPy's order. */
@@ -142,14 +144,16 @@ report_error(const npy_deferred_error *error)
             error->node == NULL ? &here : &error->node->origin;
     for (size_t i = 0; i < sizeof(categories) / sizeof(*categories); i++) {
         int mask = error->errmask & (ERR_MODE << categories[i].shift);
-        int reported = error->node == NULL ? 0 : error->node->reported;
+        npy_uint64 reported = (npy_uint64)categories[i].status
+                              << NPY_DEFERRED_FPE_BITS * error->copied;
         int result = 0;
-        if (!(error->status & ~reported & categories[i].status)) {
+        if (!(error->status & categories[i].status) ||
+            (error->node != NULL && (error->node->reported & reported))) {
             continue;
         }
         /* Before, as a handler may read what has this operation in it too. */
         if (error->node != NULL) {
-            error->node->reported |= categories[i].status;
+            error->node->reported |= reported;
         }
         if (mask == ERR_WARN << categories[i].shift) {
             char text[100];
@@ -162,7 +166,7 @@ report_error(const npy_deferred_error *error)
         }
         if (result < 0) {
             if (error->node != NULL) {
-                error->node->reported &= ~categories[i].status;
+                error->node->reported &= ~reported;
             }
             npy_deferred_origin_note(origin, name);
             return -1;

@@ -76,6 +76,17 @@ contiguous_stand_in(PyArrayObject *array, PyArray_Descr *descr, void *memory)
             memory, 0, NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
+NPY_NO_EXPORT int
+npy_deferred_copied_by_eager(PyArrayObject *input, PyArray_Descr *descr,
+                             npy_intp buffersize, int *trivial)
+{
+    if (!*trivial || npy_deferred_readable_in_place(input, descr)) {
+        return 0;
+    }
+    *trivial = PyArray_NDIM(input) == 1 && PyArray_DIM(input, 0) <= buffersize;
+    return *trivial;
+}
+
 /*
  * Put arrays without values, and those that check_for_trivial_loop would
  * replace, by stand-ins.  Returns whether a trivial loop is still possible,
@@ -102,17 +113,12 @@ stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
         if (op[i] == NULL) {
             return -1;
         }
-        if (!trivial || npy_deferred_readable_in_place(op[i], node->descrs[i])) {
-            continue;
-        }
-        if (PyArray_NDIM(op[i]) == 1 && PyArray_DIM(op[i], 0) <= buffersize) {
+        if (npy_deferred_copied_by_eager(op[i], node->descrs[i], buffersize,
+                                         &trivial)) {
             Py_SETREF(op[i], contiguous_stand_in(op[i], node->descrs[i], nowhere));
             if (op[i] == NULL) {
                 return -1;
             }
-        }
-        else {
-            trivial = 0;
         }
     }
     Py_INCREF(out);
