@@ -1,6 +1,7 @@
 """The strides of a result are those that eager NumPy would give it."""
 
 import itertools
+import operator
 
 import numpy as np
 import pytest
@@ -109,3 +110,66 @@ def test_many_axes(ndim):
 @pytest.mark.parametrize("shape", [(1 << 45,), (1 << 31, 1 << 31)])
 def test_too_large_for_memory(shape):
     assert assert_same(lambda: np.broadcast_to(1.0, shape) + 1).error is not None
+
+
+def make_tables(dtype="d"):
+    """Named arrays, in either order, large enough for eager NumPy's shortcut."""
+    c = (np.arange(400.0 * 420) % 97).reshape(400, 420).astype(dtype)
+    return c, np.asfortranarray(c[::-1])
+
+
+#: Eager NumPy writes the result of an operator into a temporary of its operands.
+TEMPORARIES = {
+    "left": lambda c, f: np.sqrt(f) * c,
+    "right": lambda c, f: c * np.sqrt(f),
+    "not commutative": lambda c, f: c - np.sqrt(f),
+    "left of two": lambda c, f: np.sqrt(f) + np.sqrt(c),
+    "first of two": lambda c, f: np.sqrt(c) + np.sqrt(f),
+    "divided": lambda c, f: np.sqrt(f) / (c + 1),
+    "other type": lambda c, f: c.astype("f4") * np.sqrt(f),
+    "to another type": lambda c, f: np.sqrt(f.astype("f4")) * c,
+    "scalar": lambda c, f: 2 * np.sqrt(f) + c,
+    "row": lambda c, f: np.sqrt(f) * c[0],
+    "masks": lambda c, f: (c > 3) & (f > 3),
+    "named": lambda c, f: (lambda t: t * c)(np.sqrt(f)),
+    "named left": lambda c, f: (lambda t: t * np.sqrt(c))(np.sqrt(f)),
+    "minus": lambda c, f: -np.sqrt(f) * c,
+    "length of a complex number": lambda c, f: abs(np.sqrt(f + 0j)) + c,
+    "squared": lambda c, f: (f + 0.5) ** 2 * c,
+    "axes of length one": lambda c, f: -(c.reshape(1, -1) + c.reshape(-1, 1)[:1]),
+    "chain": lambda c, f: ((c * c + f) * c - f) * f + c,
+    "a ufunc": lambda c, f: np.multiply(np.sqrt(f), c),
+}
+
+
+@pytest.mark.parametrize("name", TEMPORARIES)
+def test_of_temporaries(name):
+    tables = make_tables()
+    assert_same(TEMPORARIES[name], *tables)
+    with np.deferredstate(True):
+        assert TEMPORARIES[name](*tables).flags.deferred
+
+
+@pytest.mark.parametrize("operation", [operator.add, operator.mul])
+def test_which_nan_of_temporaries(operation):
+    """The first operand's, which a temporary on the right becomes."""
+    other = np.full(50_000, -np.nan)
+    mine = np.full(50_000, np.nan)
+    mine.view("u8")[::3] += 5
+    for left, right in [(other, mine), (mine, other)]:
+        assert_same(lambda a, b: operation(a, abs(b)), left, right)
+        assert_same(lambda a, b: operation(abs(a), b), left, right)
+
+
+def test_of_temporaries_that_run_at_once():
+    """What is not deferred for another reason has the same layout."""
+    c, f = make_tables()
+
+    def switched():
+        t = [np.sqrt(f)]
+        with np.deferredstate(False):
+            return t.pop() * c
+
+    assert_same(switched)
+    memoryview(c)
+    assert_same(lambda: np.sqrt(f) * c)

@@ -36,6 +36,7 @@ typedef struct {
     PyArrayObject **op;
     NPY_ORDER order;
     int errmask;
+    PyArrayObject *elided; /* the input that gives the result its layout, or NULL */
 } ufunc_call;
 
 /* What became of a call, beside 1, 0 and -1: look at it afresh. */
@@ -43,6 +44,35 @@ typedef struct {
 
 /* The node that npy_deferred_call_eagerly runs, for the hook; else NULL. */
 static npy_deferred_node *eager_node = NULL;
+
+/* Of the temporary that eager NumPy would write to next; no other node has it. */
+static NPY_TLS npy_uint64 elided_serial = 0;
+
+NPY_NO_EXPORT int
+npy_deferred_elides(PyArrayObject *temporary)
+{
+    if (!npy_deferred_is(temporary)) {
+        return 0;
+    }
+    elided_serial = npy_deferred_node_of(temporary)->serial;
+    return 1;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_elision_is_idle(PyObject *left, PyObject *right)
+{
+    if (!PyArray_Check(left) || !npy_deferred_is((PyArrayObject *)left)) {
+        return 0;
+    }
+    if (!PyArray_Check(right)) {
+        return 1;
+    }
+    PyArrayObject *a = (PyArrayObject *)left, *b = (PyArrayObject *)right;
+    return PyArray_TYPE(a) == PyArray_TYPE(b) && PyArray_NDIM(a) == PyArray_NDIM(b) &&
+           PyArray_CompareLists(PyArray_DIMS(a), PyArray_DIMS(b), PyArray_NDIM(a)) &&
+           PyArray_CompareLists(PyArray_STRIDES(a), PyArray_STRIDES(b),
+                                PyArray_NDIM(a));
+}
 
 /* Leave the call to eager NumPy.  Returns 0, or -1 with an exception set. */
 static int
@@ -323,6 +353,10 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         layout.size == 0) {
         return decline(call);
     }
+    if (call->elided != NULL) {
+        memcpy(layout.strides, PyArray_STRIDES(call->elided),
+               layout.ndim * sizeof(npy_intp));
+    }
     if (has_out) {
         int result = fuse_into_out(call, &layout, casting);
         return result != 0 ? result : decline(call);
@@ -332,6 +366,26 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         return capture(call, &layout, guard);
     }
     return any_deferred ? fuse_into_new(call, &layout) : 0;
+}
+
+/*
+ * Find the input that eager NumPy would write to.  It comes first then: the
+ * operation is commutative when it does not already, and both types the same.
+ */
+static void
+find_elided(ufunc_call *call)
+{
+    for (int i = 0; i < call->ufunc->nin && elided_serial != 0; i++) {
+        PyArrayObject *array = call->op[i];
+        if (npy_deferred_is(array) &&
+            npy_deferred_node_of(array)->serial == elided_serial &&
+            PyArray_TYPE(array) == call->descrs[call->ufunc->nin]->type_num) {
+            call->op[i] = call->op[0];
+            call->op[0] = call->elided = array;
+            break;
+        }
+    }
+    elided_serial = 0;
 }
 
 NPY_NO_EXPORT int
@@ -345,7 +399,8 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         *errmask = 0;
         return 0;
     }
-    ufunc_call call = {ufunc, method, descrs, op, order, *errmask};
+    ufunc_call call = {ufunc, method, descrs, op, order, *errmask, NULL};
+    find_elided(&call);
     int result = AGAIN;
     while (result == AGAIN) {
         result = decide(&call, casting, wheremask);

@@ -192,6 +192,20 @@ npy_deferred_may_capture(int errmask)
 }
 
 /*
+ * Eager NumPy would let the ufunc call that follows write into `temporary`, the
+ * left-hand side then, which gives the result its layout.  Returns whether
+ * deferral sees to that, so that nothing need be written.
+ */
+NPY_NO_EXPORT int
+npy_deferred_elides(PyArrayObject *temporary);
+/*
+ * Whether it is all the same if `left` is such a temporary, a deferred one; to
+ * find out whether it is takes longer than to defer the call.
+ */
+NPY_NO_EXPORT int
+npy_deferred_elision_is_idle(PyObject *left, PyObject *right);
+
+/*
  * Assign a deferred `src` to `dst` without storing its values elsewhere.
  * Returns 1 when done, 0 when the caller must go on with the ordinary
  * assignment (`src` is not deferred any more), -1 with an exception set.
