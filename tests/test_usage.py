@@ -79,6 +79,28 @@ def test_writers_of_owners(name):
     compare_writes(OWNERS_ONLY[name], [(Views.same, Views.same)])
 
 
+#: They enter np.errstate, to make a generator and to mask: all is calculated.
+CHANGE_THE_ERROR_STATE = {
+    "shuffle",
+    "legacy shuffle",
+    "permuted out",
+    "random out",
+    "normal out",
+    "exponential out",
+    "masked array",
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS.keys() - CHANGE_THE_ERROR_STATE))
+def test_writers_flush_nothing_else(name):
+    with np.deferredstate(True):
+        a, b = memory(), memory()
+        x, bystander = a * 2, b * 2
+        WRITERS[name](a)
+        assert not x.flags.deferred
+        assert bystander.flags.deferred
+
+
 def use_handle(make_handle, read, early):
     a = memory()
     operand = read(a)
