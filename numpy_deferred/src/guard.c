@@ -81,10 +81,12 @@
 static struct {
     struct sigaction found[MAX_FOUND];
     int nfound;
+    void (*faulthandler)(int); /* its handler, when that has been seen */
     struct {
         uintptr_t start, end;
     } ours[8]; /* code that must not be interrupted */
     int nours;
+    int prepared;
     int look_in; /* deferrals, until we look again */
 } guard;
 
@@ -258,17 +260,23 @@ pass_on(int signal, siginfo_t *info, void *context)
     if (stack != 0 && passed_frame - stack > MOST_PASSED_STACK) {
         passed = 0; /* it was left by longjmp */
     }
-    int level = guard.nfound - 1 - passed;
-    struct sigaction *found = &guard.found[level < 0 ? 0 : level];
-    if (found->sa_handler == SIG_IGN && info->si_code <= 0) {
-        return;
-    }
-    if (found->sa_handler != SIG_DFL && found->sa_handler != SIG_IGN && level >= 0) {
-        passed++;
+    for (int level = guard.nfound - 1 - passed; level >= 0; level--) {
+        struct sigaction *found = &guard.found[level];
+        void (*handler)(int) = found->sa_handler;
+        if (handler == SIG_IGN && info->si_code <= 0) {
+            return;
+        }
+        if (handler == SIG_IGN || handler == SIG_DFL) {
+            break;
+        }
+        passed = guard.nfound - level;
         passed_frame = (uintptr_t)&level;
         call_found(found, signal, info, context);
-        passed--;
-        return;
+        passed = guard.nfound - level - 1;
+        /* That of faulthandler returns at once when it has been disabled. */
+        if (handler != guard.faulthandler || !is_fault(info)) {
+            return;
+        }
     }
     /* A fault happens again when we return, and meets the default action. */
     struct sigaction standard = {.sa_handler = SIG_DFL};
@@ -309,10 +317,21 @@ install(void)
 static PyCFunctionWithKeywords faulthandler_enable = NULL;
 static PyCFunction faulthandler_disable = NULL;
 
+/* faulthandler is enabled: what is on top, unless that is ours, is its handler. */
+static void
+note_faulthandler(void)
+{
+    struct sigaction current;
+    if (sigaction(SIGSEGV, NULL, &current) == 0 && current.sa_sigaction != on_segv) {
+        guard.faulthandler = current.sa_handler;
+    }
+}
+
 static PyObject *
 enable(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     PyObject *result = faulthandler_enable(self, args, kwargs);
+    note_faulthandler();
     install();
     return result;
 }
@@ -322,6 +341,13 @@ disable(PyObject *self, PyObject *noarg)
 {
     PyObject *result = faulthandler_disable(self, noarg);
     install();
+    for (int i = 0; i < guard.nfound; i++) {
+        if (guard.found[i].sa_handler == guard.faulthandler) {
+            guard.nfound--;
+            memmove(&guard.found[i], &guard.found[i + 1],
+                    (guard.nfound - i) * sizeof(*guard.found));
+        }
+    }
     return result;
 }
 
@@ -355,6 +381,11 @@ follow_faulthandler(void)
             enabler->ml_meth = (PyCFunction)(void (*)(void))enable;
             disabler->ml_meth = disable;
         }
+        PyObject *enabled = PyObject_CallMethod(module, "is_enabled", NULL);
+        if (enabled == Py_True) {
+            note_faulthandler();
+        }
+        Py_XDECREF(enabled);
         Py_DECREF(module);
     }
     PyErr_Clear();
@@ -534,7 +565,8 @@ npy_deferred_guard_watch(void)
     if (--guard.look_in > 0 || npy_deferred_guard_mode == NPY_DEFERRED_GUARD_OFF) {
         return;
     }
-    if (guard.nfound == 0) {
+    if (!guard.prepared) {
+        guard.prepared = 1;
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);
         follow_faulthandler();
