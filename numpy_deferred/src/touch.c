@@ -208,11 +208,14 @@ serve(const void *address, const char *how)
         }
         npy_deferred_stats.late++;
         if (npy_deferred_calculate(arr) < 0) {
-            raise_later();
+            PyObject *error[3];
+            PyErr_Fetch(&error[0], &error[1], &error[2]);
             if (calculate_silently(arr) < 0) {
                 PyErr_Print();
                 die(arr, "no memory for its values");
             }
+            PyErr_Restore(error[0], error[1], error[2]);
+            raise_later();
         }
     }
     int found = npy_deferred_bring(address);
