@@ -227,6 +227,7 @@ class TestPending:
         assert vars(counters) == {
             "pending": 0,
             "held": 0,
+            "cached": counters.cached,
             "captured": 3,
             "calculated": 1,
             "fused": 0,

@@ -14,6 +14,8 @@ is needed for that; it is for those who want to say when, or to see what.
 `usage_count`          how many pending operations read an array
 `set_memory_limit`     bound the memory that pending operations keep alive
 `get_memory_limit`     the bound
+`set_cache_limit`      bound the memory that is kept for new results
+`get_cache_limit`      the bound
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
@@ -23,7 +25,9 @@ from numpy._core import _multiarray_umath as _core
 __all__ = [
     "calculate",
     "calculate_all",
+    "get_cache_limit",
     "get_memory_limit",
+    "set_cache_limit",
     "set_memory_limit",
     "stats",
     "usage_count",
@@ -175,6 +179,68 @@ def get_memory_limit():
     return _core._deferred_get_memory_limit()
 
 
+def set_cache_limit(nbytes):
+    """
+    Bound the memory that is kept for new results.
+
+    Memory fresh from the operating system costs more than arithmetic: it comes
+    in pages that are cleared one by one.  When an array that was deferred dies,
+    its memory is therefore kept for the next result of about its size, and given
+    back when more than the bound is kept, the oldest first.  Memory of results
+    of less than a page (4 KiB) is not kept here.
+
+    Parameters
+    ----------
+    nbytes : int
+        The bound in bytes; 0 keeps nothing.  At start-up it is 256 MiB, or what
+        the environment variable ``NUMPY_DEFERRED_CACHE_BYTES`` says.
+
+    Returns
+    -------
+    previous : int
+        The bound before, in bytes.
+
+    Raises
+    ------
+    ValueError
+        If `nbytes` is negative.
+    TypeError
+        If it is not an integer.
+
+    See Also
+    --------
+    stats : ``cached`` is what is kept now
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> previous = np.deferred.set_cache_limit(0)
+    >>> np.deferred.stats()["cached"]
+    0
+    >>> np.deferred.set_cache_limit(previous)
+    0
+    """
+    return _core._deferred_set_cache_limit(nbytes)
+
+
+def get_cache_limit():
+    """
+    Get the bound on memory that is kept for new results.
+
+    Returns
+    -------
+    nbytes : int
+        As last given to `set_cache_limit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.deferred.get_cache_limit() == np.deferred.set_cache_limit(2**28)
+    True
+    """
+    return _core._deferred_get_cache_limit()
+
+
 def stats():
     """
     Counters of this process.
@@ -183,12 +249,14 @@ def stats():
     -------
     counters : dict of str to int
         ``pending``, the deferred arrays alive; ``held``, the bytes that nothing
-        but pending operations keeps alive; and since the start:
+        but pending operations keeps alive; ``cached``, the bytes kept for new
+        results; and since the start:
         ``captured``, operations deferred; ``calculated``, arrays calculated;
         ``fused``, expressions evaluated straight into an existing array;
         ``released``, arrays dropped without being calculated; ``flushed``,
         writes that made the readers of the memory be calculated first;
-        ``late``, arrays calculated because of a read that no hook announced.
+        ``late``, arrays calculated because of a read that no hook announced, as
+        compiled code does that was built without this NumPy's headers.
 
     Examples
     --------

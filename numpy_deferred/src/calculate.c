@@ -24,14 +24,6 @@
 #include "ctors.h"
 #include "deferred.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#ifdef __GLIBC__
-#    include <execinfo.h>
-#endif
-
-extern PyObject *PyDataMem_DefaultHandler;
-
 /* Fills `memory`, then reports; see above for `computed`. */
 static int
 fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
@@ -71,8 +63,7 @@ npy_deferred_calculate_node(PyArrayObject *arr)
         npy_deferred_commit(arr, memory);
         return 0;
     }
-    npy_intp nbytes = PyArray_NBYTES(arr);
-    void *memory = PyDataMem_UserNEW(nbytes, PyDataMem_DefaultHandler);
+    void *memory = npy_deferred_memory_new(arr);
     if (memory == NULL) {
         PyErr_NoMemory();
         return -1;
@@ -85,7 +76,7 @@ npy_deferred_calculate_node(PyArrayObject *arr)
         npy_deferred_commit(arr, memory);
     }
     else if (memory != NULL) {
-        PyDataMem_UserFREE(memory, nbytes, PyDataMem_DefaultHandler);
+        npy_deferred_memory_free(memory);
     }
     npy_deferred_node_decref(node);
     Py_DECREF(arr);
@@ -158,8 +149,7 @@ static int
 assign_copy(PyArrayObject *dst, PyArrayObject *src)
 {
     npy_deferred_node *node = npy_deferred_node_of(src);
-    npy_intp nbytes = PyArray_NBYTES(src);
-    void *memory = PyDataMem_UserNEW(nbytes, PyDataMem_DefaultHandler);
+    void *memory = npy_deferred_memory_new(src);
     if (memory == NULL) {
         PyErr_NoMemory();
         return -1;
@@ -178,7 +168,7 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
         Py_XDECREF(values);
     }
     if (memory != NULL) {
-        PyDataMem_UserFREE(memory, nbytes, PyDataMem_DefaultHandler);
+        npy_deferred_memory_free(memory);
     }
     return result;
 }
@@ -196,67 +186,4 @@ npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src)
         return PyArray_CopyInto(dst, src);
     }
     return assign_copy(dst, src);
-}
-
-/* Say which hook is missing: where in Python and in C the data are touched. */
-static void
-report_touch(PyArrayObject *arr)
-{
-    fprintf(stderr,
-            "numpy_deferred: no hook has calculated the deferred array at %p "
-            "before this touch of its data\n",
-            (void *)arr);
-    PyRun_SimpleString("import traceback; traceback.print_stack(limit=-4)");
-#ifdef __GLIBC__
-    void *frames[16];
-    backtrace_symbols_fd(frames, backtrace(frames, 16), 2);
-#endif
-}
-
-/* Give an array memory without its values, as an exception tells that. */
-static void
-give_up(PyArrayObject *arr)
-{
-    void *memory =
-            PyDataMem_UserNEW_ZEROED(PyArray_NBYTES(arr), 1, PyDataMem_DefaultHandler);
-    if (memory == NULL) {
-        Py_FatalError(
-                "numpy: no memory to calculate a deferred array where "
-                "NumPy has no way to raise an error");
-    }
-    npy_deferred_commit(arr, memory);
-}
-
-/*
- * The last resort of PyArray_DATA, which cannot fail.  When an error is to be
- * raised, the array gets its values all the same, and the exception is left
- * for the interpreter's next check.
- */
-NPY_NO_EXPORT void
-npy_deferred_data_needed(PyArrayObject *arr)
-{
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (npy_deferred_guard_mode != NPY_DEFERRED_GUARD_QUIET) {
-        report_touch(arr);
-    }
-    if (npy_deferred_guard_mode == NPY_DEFERRED_GUARD_TRAP) {
-        abort();
-    }
-    npy_deferred_stats.late++;
-    if (npy_deferred_calculate(arr) < 0) {
-        if (type == NULL) {
-            PyErr_Fetch(&type, &value, &traceback);
-        }
-        PyErr_Clear();
-        int reporting = npy_deferred_set_reporting(0);
-        if (npy_deferred_calculate(arr) < 0) {
-            PyErr_Clear();
-            give_up(arr);
-        }
-        npy_deferred_set_reporting(reporting);
-    }
-    PyErr_Restore(type, value, traceback);
-    PyGILState_Release(gil);
 }

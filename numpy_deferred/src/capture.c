@@ -209,7 +209,7 @@ result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
             return NULL;
         }
     }
-    return handler_is_default() ? npy_deferred_guard(nbytes) : NULL;
+    return handler_is_default() ? npy_deferred_guard_new(nbytes) : NULL;
 }
 
 static PyArrayObject *
@@ -247,7 +247,7 @@ new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
     return result;
 }
 
-/* op[nin] becomes a deferred array.  Returns 1, -1, or AGAIN. */
+/* op[nin] becomes a deferred array.  Steals the guard.  Returns 1, -1, or AGAIN. */
 static int
 capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
 {
@@ -255,14 +255,17 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
     npy_deferred_node *node;
     int limited = new_node(call, nbytes, &node);
     if (limited != 0) {
+        npy_deferred_guard_drop(guard);
         return limited < 0 ? -1 : AGAIN;
     }
     PyArrayObject *array = new_array(call, layout, guard);
     if (array == NULL || npy_deferred_node_attach(node, array) < 0) {
         Py_XDECREF(array);
+        npy_deferred_guard_drop(guard);
         npy_deferred_node_decref(node);
         return -1;
     }
+    npy_deferred_guard_watch();
     if (npy_deferred_watch_total_memory() < 0) {
         Py_DECREF(array);
         return -1;

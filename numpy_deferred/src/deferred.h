@@ -7,8 +7,8 @@
  *
  *   state      flags             data          mem_handler  owner of operands
  *   ---------  ----------------  ------------  -----------  -----------------
- *   deferred   DEFERRED set      the guard     the node     the node
- *   regular    DEFERRED clear    real memory   the handler  (no node)
+ *   deferred   DEFERRED set      its guard     the node     the node
+ *   regular    DEFERRED clear    real memory   a handler    (no node)
  *
  * An array goes from deferred to regular once, in npy_deferred_commit; it is
  * never deferred again.  The node lies in `mem_handler`, as it is what will
@@ -93,7 +93,7 @@ struct npy_deferred_node {
     int errmask;
     PyObject *errstate;         /* owned, NULL when errmask is 0 */
     unsigned long thread;       /* only set when errmask is not 0 */
-    npy_deferred_origin origin; /* only set when errmask is not 0 */
+    npy_deferred_origin origin; /* only set when errmask is not 0, or reports are on */
     PyObject *scope; /* owned: the innermost then; NULL before it is pending */
     NPY_ORDER order; /* the call's order= */
     int nin;
@@ -164,9 +164,10 @@ extern NPY_NO_EXPORT NPY_TLS int npy_deferred_calling_out;
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
 /* Bytes that only pending expressions may keep alive, all together. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_memory_limit;
-/* What a touch of a deferred array's data does when a hook is missing. */
+/* What a touch of a deferred array's data does that no hook has seen coming. */
 typedef enum {
-    NPY_DEFERRED_GUARD_QUIET,  /* calculates */
+    NPY_DEFERRED_GUARD_OFF,    /* as the next inside NumPy, elsewhere a crash */
+    NPY_DEFERRED_GUARD_ON,     /* calculates */
     NPY_DEFERRED_GUARD_REPORT, /* says where, and calculates */
     NPY_DEFERRED_GUARD_TRAP,   /* says where, and aborts */
 } npy_deferred_guard_modes;
@@ -268,9 +269,9 @@ npy_deferred_begin_scope(void);
 /* Calculate what is pending of a scope, as npy_deferred_calculate_all does. */
 NPY_NO_EXPORT int
 npy_deferred_calculate_scope(PyObject *scope);
-/* Steals `memory`: `array` is regular from here on. */
+/* Steals `values`: `array` is regular from here on. */
 NPY_NO_EXPORT void
-npy_deferred_commit(PyArrayObject *array, void *memory);
+npy_deferred_commit(PyArrayObject *array, void *values);
 /*
  * Calculate old pending arrays when, all together, they keep more memory alive
  * than npy_deferred_memory_limit.  An array that raises stays as it is.
@@ -526,15 +527,96 @@ npy_deferred_origin_clear(npy_deferred_origin *origin);
 /* A RuntimeWarning located there.  Returns 0 or -1 with an exception set. */
 NPY_NO_EXPORT int
 npy_deferred_origin_warn(const npy_deferred_origin *origin, const char *text);
+/* "FILE, line N", or that it is not known: new reference, or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_origin_text(const npy_deferred_origin *origin);
 /* Add it to the current exception, unless that is raised there. */
 NPY_NO_EXPORT void
 npy_deferred_origin_note(const npy_deferred_origin *origin, const char *operation);
 
-/* ---- memory.c: the guard ---- */
+/* ---- memory.c: guards, and memory for values ---- */
 
-/* Where the data of a deferred array of this size points; NULL: nowhere. */
+/* Addresses for the data of a deferred array, or NULL: no exception is set. */
 NPY_NO_EXPORT void *
-npy_deferred_guard(npy_intp nbytes);
+npy_deferred_guard_new(npy_intp nbytes);
+/* `array`, whose data point to a guard, is pending from now on. */
+NPY_NO_EXPORT void
+npy_deferred_guard_bind(PyArrayObject *array);
+/* Nobody is pending there any more, and values were never published. */
+NPY_NO_EXPORT void
+npy_deferred_guard_drop(void *guard);
+/* An address for arrays that nobody reads or writes. */
+NPY_NO_EXPORT void *
+npy_deferred_nowhere(void);
+/* Private memory for the values of a pending array, or NULL: no exception. */
+NPY_NO_EXPORT void *
+npy_deferred_memory_new(PyArrayObject *array);
+NPY_NO_EXPORT void
+npy_deferred_memory_free(void *values);
+/*
+ * Steals `values` and makes them those of a pending array.  Returns its `data`,
+ * to be freed through npy_deferred_handler.  Cannot fail.
+ */
+NPY_NO_EXPORT void *
+npy_deferred_publish(PyArrayObject *array, void *values);
+/* Borrowed: what stands for the default handler in mem_handler. */
+extern NPY_NO_EXPORT PyObject *npy_deferred_handler;
+NPY_NO_EXPORT int
+npy_deferred_memory_init(void);
+/* Bytes of memory kept warm for results, and their limit. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_cache_limit;
+NPY_NO_EXPORT npy_intp
+npy_deferred_cached_bytes(void);
+/* Call when the limit was lowered. */
+NPY_NO_EXPORT void
+npy_deferred_limit_cache(void);
+
+/* Whether an address is one of this file's.  Needs no GIL. */
+NPY_NO_EXPORT int
+npy_deferred_is_guard(const void *address);
+/*
+ * For such an address: the pending array that it is part of (borrowed), whose
+ * values will be published there; or NULL.
+ */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_want(const void *address);
+/*
+ * For such an address: see to it that the values of the array, pending no more,
+ * are there.  Returns 0; 1 when it is no array's; -1 when it is, and they cannot
+ * be had.  No exception is set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_bring(const void *address);
+
+/* ---- touch.c: values are needed, and nobody can be told of an error ---- */
+
+/*
+ * Have the values at an address of a guard.  Returns 0, 1 when it is no array's,
+ * which is a real fault.  Needs no GIL; ends the process when it cannot.
+ */
+NPY_NO_EXPORT int
+npy_deferred_touched(const void *address);
+/* Calculate what threads without the GIL wait for.  Needs the GIL. */
+NPY_NO_EXPORT void
+npy_deferred_serve_requests(void);
+/* Whether this thread holds the GIL; asked in signal handlers, too. */
+NPY_NO_EXPORT int
+npy_deferred_holds_gil(void);
+/* Print the C stack; call `prepare` before the first time in a handler. */
+NPY_NO_EXPORT void
+npy_deferred_prepare_report(void);
+NPY_NO_EXPORT void
+npy_deferred_report_stack(void);
+
+/* ---- guard.c: the fault handler ---- */
+
+/* Call when something was deferred: puts the handler in place, and looks now
+ * and then whether it is still there. */
+NPY_NO_EXPORT void
+npy_deferred_guard_watch(void);
+/* Interrupt the thread that holds the GIL to have the requests served. */
+NPY_NO_EXPORT void
+npy_deferred_ask_gil_holder(void);
 
 /* ---- capture.c ---- */
 

@@ -128,11 +128,36 @@ set_memory_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 }
 
 static PyObject *
+get_cache_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return PyLong_FromSsize_t(npy_deferred_cache_limit);
+}
+
+static PyObject *
+set_cache_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    npy_intp limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
+    if (limit == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (limit < 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "the cache limit must be a number of bytes, not %zd", limit);
+        return NULL;
+    }
+    npy_intp previous = npy_deferred_cache_limit;
+    npy_deferred_cache_limit = limit;
+    npy_deferred_limit_cache();
+    return PyLong_FromSsize_t(previous);
+}
+
+static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
-    return Py_BuildValue("{sn sn sn sn sn sn sn sn}", "pending", npy_deferred_npending,
-                         "held", npy_deferred_total_held_bytes(), "captured",
+    return Py_BuildValue("{sn sn sn sn sn sn sn sn sn}", "pending",
+                         npy_deferred_npending, "held", npy_deferred_total_held_bytes(),
+                         "cached", npy_deferred_cached_bytes(), "captured",
                          counters->captured, "calculated", counters->calculated,
                          "fused", counters->fused, "released", counters->released,
                          "flushed", counters->flushed, "late", counters->late);
@@ -206,6 +231,8 @@ static PyMethodDef methods[] = {
         {"_deferred_usage_count", usage_count, METH_O, NULL},
         {"_deferred_get_memory_limit", get_memory_limit, METH_NOARGS, NULL},
         {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
+        {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},
+        {"_deferred_set_cache_limit", set_cache_limit, METH_O, NULL},
         {"_deferred_stats", stats, METH_NOARGS, NULL},
         {NULL, NULL, 0, NULL},
 };
@@ -214,7 +241,8 @@ NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module)
 {
     if (npy_deferred_state_init(module) < 0 || npy_deferred_scope_init(module) < 0 ||
-        npy_deferred_origin_init() < 0 || npy_deferred_capi_init(module) < 0) {
+        npy_deferred_origin_init() < 0 || npy_deferred_memory_init() < 0 ||
+        npy_deferred_capi_init(module) < 0) {
         return -1;
     }
     return PyModule_AddFunctions(module, methods);

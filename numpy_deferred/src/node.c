@@ -27,8 +27,6 @@
 NPY_NO_EXPORT npy_intp npy_deferred_npending = 0;
 NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
 
-extern PyObject *PyDataMem_DefaultHandler;
-
 /* The newest pending node; the list goes on through `older`. */
 static npy_deferred_node *newest = NULL;
 
@@ -100,6 +98,8 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
             goto fail;
         }
         node->thread = PyThread_get_thread_ident();
+    }
+    if (errmask != 0 || npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
         npy_deferred_origin_set(&node->origin);
     }
     for (int i = 0; i < nin; i++) {
@@ -182,6 +182,7 @@ npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array)
     node->serial = ++last_serial;
     node->array = array;
     ((PyArrayObject_fields *)array)->mem_handler = (PyObject *)node;
+    npy_deferred_guard_bind(array);
     PyArray_ENABLEFLAGS(array, NPY_ARRAY_DEFERRED | NPY_ARRAY_OWNDATA);
     append_pending(node);
     npy_deferred_stats.captured++;
@@ -240,17 +241,18 @@ detach(npy_deferred_node *node, PyObject *handler, void *data)
 }
 
 NPY_NO_EXPORT void
-npy_deferred_commit(PyArrayObject *array, void *memory)
+npy_deferred_commit(PyArrayObject *array, void *values)
 {
     npy_deferred_stats.calculated++;
-    Py_INCREF(PyDataMem_DefaultHandler);
-    detach(npy_deferred_node_of(array), PyDataMem_DefaultHandler, memory);
+    void *data = npy_deferred_publish(array, values);
+    detach(npy_deferred_node_of(array), Py_NewRef(npy_deferred_handler), data);
 }
 
 NPY_NO_EXPORT void
 npy_deferred_dealloc(PyArrayObject *arr)
 {
     npy_deferred_stats.released++;
+    npy_deferred_guard_drop(((PyArrayObject_fields *)arr)->data);
     detach(npy_deferred_node_of(arr), NULL, NULL);
 }
 

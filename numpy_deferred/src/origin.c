@@ -97,6 +97,16 @@ line_of(const npy_deferred_origin *origin)
     return PyCode_Addr2Line(origin->code, origin->instruction);
 }
 
+NPY_NO_EXPORT PyObject *
+npy_deferred_origin_text(const npy_deferred_origin *origin)
+{
+    if (origin->code == NULL) {
+        return PyUnicode_FromString("a place that is not known");
+    }
+    return PyUnicode_FromFormat("%U, line %d", origin->code->co_filename,
+                                line_of(origin));
+}
+
 /*
  * What keeps a warning from being shown twice for a line: new reference, or
  * NULL where the globals cannot be had.  Code that was run by exec() in a

@@ -7,7 +7,8 @@
  * defers while the error state ignores everything.  The environment is read
  * once, at import: NUMPY_DEFERRED gives the state contexts start with, and
  * NUMPY_DEFERRED_MIN_BYTES the size from which results are worth deferring.
- * NUMPY_DEFERRED_MEMORY_BYTES limits what pending expressions keep alive.
+ * NUMPY_DEFERRED_MEMORY_BYTES limits what pending expressions keep alive, and
+ * NUMPY_DEFERRED_CACHE_BYTES the memory that is kept for results (memory.c).
  *
  * npy_deferred_state_used keeps the price of a ufunc call down where nobody
  * ever asked for deferral: the context variable is not looked at then.
@@ -32,8 +33,7 @@ NPY_NO_EXPORT NPY_TLS int npy_deferred_calling_out = 0;
 /* Where two to four operations break even with eager NumPy, measured. */
 NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 32768;
 NPY_NO_EXPORT npy_intp npy_deferred_memory_limit = (npy_intp)1 << 30;
-NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode =
-        NPY_DEFERRED_GUARD_QUIET;
+NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode = NPY_DEFERRED_GUARD_ON;
 
 static PyObject *state_variable = NULL; /* owned, immortal */
 
@@ -83,19 +83,18 @@ static int
 read_guard_mode(void)
 {
     const char *value = getenv("NUMPY_DEFERRED_GUARD");
+    const char *names[] = {"off", "on", "report", "trap"};
     if (value == NULL || value[0] == '\0') {
         return 0;
     }
-    if (strcmp(value, "report") == 0) {
-        npy_deferred_guard_mode = NPY_DEFERRED_GUARD_REPORT;
-        return 0;
-    }
-    if (strcmp(value, "trap") == 0) {
-        npy_deferred_guard_mode = NPY_DEFERRED_GUARD_TRAP;
-        return 0;
+    for (int mode = NPY_DEFERRED_GUARD_OFF; mode <= NPY_DEFERRED_GUARD_TRAP; mode++) {
+        if (strcmp(value, names[mode]) == 0) {
+            npy_deferred_guard_mode = mode;
+            return 0;
+        }
     }
     PyErr_Format(PyExc_ValueError,
-                 "the environment variable NUMPY_DEFERRED_GUARD must be "
+                 "the environment variable NUMPY_DEFERRED_GUARD must be off, on, "
                  "report, trap or not set, not %.100s",
                  value);
     return -1;
@@ -106,6 +105,7 @@ npy_deferred_state_init(PyObject *module)
 {
     if (read_bytes("NUMPY_DEFERRED_MIN_BYTES", &npy_deferred_min_bytes) < 0 ||
         read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
+        read_bytes("NUMPY_DEFERRED_CACHE_BYTES", &npy_deferred_cache_limit) < 0 ||
         read_guard_mode() < 0) {
         return -1;
     }

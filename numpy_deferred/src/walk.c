@@ -97,7 +97,7 @@ stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
           PyArrayObject *op[])
 {
     int trivial = 1;
-    void *nowhere = npy_deferred_guard(1);
+    void *nowhere = npy_deferred_nowhere();
     for (int i = 0; i < node->nin; i++) {
         PyArrayObject *array = node->operands[i].array;
         if (array == NULL) {
@@ -206,7 +206,7 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
     /* Not `out` itself: another iterator may be about to write to it. */
     PyArrayObject *result =
             out != NULL ? npy_deferred_array_over(out, PyArray_BYTES(out))
-                        : npy_deferred_array_over(node->array, npy_deferred_guard(1));
+                        : npy_deferred_array_over(node->array, npy_deferred_nowhere());
     if (result == NULL) {
         return -1;
     }

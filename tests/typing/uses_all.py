@@ -14,7 +14,9 @@ import numpy.deferred
 from numpy.deferred import (
     calculate,
     calculate_all,
+    get_cache_limit,
     get_memory_limit,
+    set_cache_limit,
     set_memory_limit,
     stats,
     usage_count,
@@ -102,10 +104,16 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert_type(limit, int)
     assert_type(np.deferred.set_memory_limit(np.int64(2**30)), int)
     assert_type(np.deferred.set_memory_limit(limit), int)
+    cache = np.deferred.get_cache_limit()
+    assert_type(cache, int)
+    assert_type(np.deferred.set_cache_limit(np.int64(2**20)), int)
+    assert_type(np.deferred.set_cache_limit(cache), int)
     assert_type(np.deferred.stats(), dict[str, int])
     assert_type(np.deferred.__version__, str)
     assert numpy.deferred.calculate is calculate
     assert numpy.deferred.calculate_all is calculate_all
+    assert numpy.deferred.get_cache_limit is get_cache_limit
+    assert numpy.deferred.set_cache_limit is set_cache_limit
     assert numpy.deferred.get_memory_limit is get_memory_limit
     assert numpy.deferred.set_memory_limit is set_memory_limit
     assert numpy.deferred.stats is stats

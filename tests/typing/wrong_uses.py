@@ -61,6 +61,8 @@ np.deferred.usage_count(1.0)  # error
 np.deferred.set_memory_limit(1e9)  # error
 np.deferred.set_memory_limit()  # error
 np.deferred.get_memory_limit(1)  # error
+np.deferred.set_cache_limit(None)  # error
+np.deferred.get_cache_limit(1)  # error
 np.deferred.stats("pending")  # error
 np.deferred.stats().pending  # error
 np.deferred.calculate_some(a)  # error

@@ -1,0 +1,590 @@
+/*
+ * The fault handler: compiled code that has never heard of deferral touches the
+ * guard of an array, and goes on with its values.
+ *
+ * The handler of SIGSEGV is put in place when something is first deferred.  A
+ * fault at a guard of a pending array (memory.c knows) is answered by touch.c;
+ * the instruction then runs again.  Everything else is passed on as if we were
+ * not there: to the handler that was there before, or to the default action, by
+ * restoring it and letting the fault happen again, with the same signal, code and
+ * core.  A real fault inside an array's range (beyond its last page, after it
+ * was freed, execution) is passed on too.
+ *
+ * Others install handlers too, and most pass nothing on.  We look now and then
+ * when something is deferred whether ours is still the one, and put it on top
+ * again; and we stand behind faulthandler.enable and .disable, the two that are
+ * called most.  What was found each time is kept in a stack: faulthandler, when
+ * it is passed a real fault, puts the handler back that it found (ours), and
+ * raises the signal again; that one goes to the next in the stack, else the two
+ * would call each other for ever.
+ *
+ * Stacks: faulthandler gives the main thread a small alternate stack, for stack
+ * overflows, and SA_ONSTACK puts our handler there.  A calculation needs more,
+ * so it runs on the stack of the code that was interrupted, below its red zone,
+ * with the alternate stack switched off meanwhile: a nested signal would begin
+ * at its top and overwrite our frame.  A stack overflow is not a touch of a guard
+ * and is passed on while still on the alternate stack.
+ *
+ * The signal is not blocked while it is handled, as a calculation may touch
+ * another guard.  Threads that block SIGSEGV cannot be helped: the kernel ends
+ * the process.
+ *
+ * Questions: touch.c has the holder of the GIL asked, with the same signal and a
+ * value of our own, to calculate what another thread waits for.  It may be
+ * anywhere, so it does so only where that is as safe as at a touch of its own:
+ * in foreign code (an extension that spins), or in a system call that waits (an
+ * extension in pthread_join), but not in code that a calculation uses or that
+ * holds locks it would want: Python, NumPy's core, libc, libm, the loader, malloc
+ * wherever it lies.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+#ifndef _GNU_SOURCE
+#    define _GNU_SOURCE
+#endif
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "deferred.h"
+
+#ifdef __linux__
+
+#    include <errno.h>
+#    include <link.h>
+#    include <math.h>
+#    include <pthread.h>
+#    include <signal.h>
+#    include <stdint.h>
+#    include <stdlib.h>
+#    include <string.h>
+#    include <sys/auxv.h>
+#    include <sys/mman.h>
+#    include <sys/syscall.h>
+#    include <ucontext.h>
+#    include <unistd.h>
+
+/* Handlers found in our place, one on top of the other. */
+#    define MAX_FOUND 16
+/* Every so many deferrals we look whether the handler is ours. */
+#    define LOOK_EVERY 64
+/* So often the same instruction may fault though values are there. */
+#    define MAX_REPEATS 1000
+/* Below the stack pointer, code may keep data without having moved it. */
+#    define RED_ZONE 256
+
+/* The one registry of this file; changed with the GIL held. */
+static struct {
+    struct sigaction found[MAX_FOUND];
+    int nfound;
+    void (*faulthandler)(int); /* its handler, when that has been seen */
+    struct {
+        uintptr_t start, end;
+    } ours[8]; /* code that must not be interrupted */
+    int nours;
+    int prepared;
+    int look_in; /* deferrals, until we look again */
+} guard;
+
+/* How many found handlers this thread is in, and a frame below their frames. */
+static NPY_TLS int passed = 0;
+static NPY_TLS uintptr_t passed_frame;
+/* Code between a handler that was passed a fault and its raise() needs less. */
+#    define MOST_PASSED_STACK ((uintptr_t)1 << 20)
+
+/* What sigqueue()s of others do not have as their value. */
+static char question;
+
+static void
+on_segv(int signal, siginfo_t *info, void *context);
+
+/* ---- what was interrupted ---- */
+
+#    if defined(__x86_64__)
+static uintptr_t
+program_counter(ucontext_t *context)
+{
+    return (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
+}
+
+static uintptr_t
+stack_pointer(ucontext_t *context)
+{
+    return (uintptr_t)context->uc_mcontext.gregs[REG_RSP];
+}
+
+/* Call function(argument) on another stack. */
+NPY_NOINLINE void
+call_on_stack(void (*function)(void *), void *argument, uintptr_t stack)
+{
+    __asm__ volatile(
+            "movq %%rsp, %%rbx\n\t"
+            "movq %[stack], %%rsp\n\t"
+            "callq *%[function]\n\t"
+            "movq %%rbx, %%rsp"
+            : "+D"(argument)
+            : [function] "r"(function), [stack] "r"(stack)
+            : "rax", "rbx", "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "xmm0",
+              "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+              "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
+}
+#    elif defined(__aarch64__)
+static uintptr_t
+program_counter(ucontext_t *context)
+{
+    return (uintptr_t)context->uc_mcontext.pc;
+}
+
+static uintptr_t
+stack_pointer(ucontext_t *context)
+{
+    return (uintptr_t)context->uc_mcontext.sp;
+}
+
+NPY_NOINLINE void
+call_on_stack(void (*function)(void *), void *argument, uintptr_t stack)
+{
+    register void *first __asm__("x0") = argument;
+    __asm__ volatile(
+            "mov x19, sp\n\t"
+            "mov sp, %[stack]\n\t"
+            "blr %[function]\n\t"
+            "mov sp, x19"
+            : "+r"(first)
+            : [function] "r"(function), [stack] "r"(stack)
+            : "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12",
+              "x13", "x14", "x15", "x16", "x17", "x19", "x30", "v0", "v1", "v2", "v3",
+              "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14",
+              "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24",
+              "v25", "v26", "v27", "v28", "v29", "v30", "v31", "memory", "cc");
+}
+#    else
+static uintptr_t
+program_counter(ucontext_t *NPY_UNUSED(context))
+{
+    return 0;
+}
+
+static uintptr_t
+stack_pointer(ucontext_t *NPY_UNUSED(context))
+{
+    return 0;
+}
+
+static void
+call_on_stack(void (*function)(void *), void *argument, uintptr_t NPY_UNUSED(stack))
+{
+    function(argument);
+}
+#    endif
+
+typedef struct {
+    void (*function)(void *);
+    void *argument;
+} call;
+
+static void
+without_alternate_stack(void *argument)
+{
+    call *inner = argument;
+    stack_t none = {.ss_flags = SS_DISABLE}, before;
+    int changed = sigaltstack(&none, &before) == 0;
+    inner->function(inner->argument);
+    if (changed) {
+        sigaltstack(&before, NULL);
+    }
+}
+
+static int
+is_on(const stack_t *stack, uintptr_t address)
+{
+    return !(stack->ss_flags & SS_DISABLE) &&
+           address - (uintptr_t)stack->ss_sp < stack->ss_size;
+}
+
+/* Call with room for a calculation. */
+static void
+call_with_room(ucontext_t *context, void (*function)(void *), void *argument)
+{
+    call inner = {function, argument};
+    uintptr_t stack = stack_pointer(context);
+    if (stack != 0 && is_on(&context->uc_stack, (uintptr_t)&inner) &&
+        !is_on(&context->uc_stack, stack)) {
+        call_on_stack(without_alternate_stack, &inner,
+                      (stack - RED_ZONE) & ~(uintptr_t)63);
+    }
+    else {
+        function(argument);
+    }
+}
+
+/* ---- handlers of others ---- */
+
+static int
+is_fault(const siginfo_t *info)
+{
+    return info->si_code == SEGV_MAPERR || info->si_code == SEGV_ACCERR;
+}
+
+static void
+call_found(struct sigaction *found, int signal, siginfo_t *info, void *context)
+{
+    sigset_t blocked = found->sa_mask, before;
+    if (!(found->sa_flags & SA_NODEFER)) {
+        sigaddset(&blocked, signal);
+    }
+    void (*handler)(int) = found->sa_handler;
+    void (*action)(int, siginfo_t *, void *) = found->sa_sigaction;
+    if (found->sa_flags & SA_RESETHAND) {
+        found->sa_handler = SIG_DFL;
+    }
+    pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    if (found->sa_flags & SA_SIGINFO) {
+        action(signal, info, context);
+    }
+    else {
+        handler(signal);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Not ours: do what would have been done without us. */
+static void
+pass_on(int signal, siginfo_t *info, void *context)
+{
+    uintptr_t stack = stack_pointer(context);
+    if (stack != 0 && passed_frame - stack > MOST_PASSED_STACK) {
+        passed = 0; /* it was left by longjmp */
+    }
+    for (int level = guard.nfound - 1 - passed; level >= 0; level--) {
+        struct sigaction *found = &guard.found[level];
+        void (*handler)(int) = found->sa_handler;
+        if (handler == SIG_IGN && info->si_code <= 0) {
+            return;
+        }
+        if (handler == SIG_IGN || handler == SIG_DFL) {
+            break;
+        }
+        passed = guard.nfound - level;
+        passed_frame = (uintptr_t)&level;
+        call_found(found, signal, info, context);
+        passed = guard.nfound - level - 1;
+        /* That of faulthandler returns at once when it has been disabled. */
+        if (handler != guard.faulthandler || !is_fault(info)) {
+            return;
+        }
+    }
+    /* A fault happens again when we return, and meets the default action. */
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+    sigaction(signal, &standard, NULL);
+    if (info->si_code <= 0) {
+        syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signal, info);
+    }
+}
+
+/* Put our handler on top, remembering what is there. */
+static void
+install(void)
+{
+    struct sigaction current;
+    struct sigaction handler = {
+            .sa_sigaction = on_segv,
+            .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTART};
+    if (sigaction(SIGSEGV, NULL, &current) < 0 || current.sa_sigaction == on_segv) {
+        return;
+    }
+    for (int i = 0; i < guard.nfound; i++) {
+        if (guard.found[i].sa_handler == current.sa_handler) {
+            guard.nfound = i; /* whoever came on top of it has gone again */
+        }
+    }
+    if (guard.nfound == MAX_FOUND) {
+        memmove(guard.found, guard.found + 1,
+                sizeof(guard.found) - sizeof(*guard.found));
+        guard.nfound--;
+    }
+    guard.found[guard.nfound] = current;
+    guard.nfound++;
+    sigaction(SIGSEGV, &handler, NULL);
+}
+
+/* ---- faulthandler ---- */
+
+static PyCFunctionWithKeywords faulthandler_enable = NULL;
+static PyCFunction faulthandler_disable = NULL;
+
+/* faulthandler is enabled: what is on top, unless that is ours, is its handler. */
+static void
+note_faulthandler(void)
+{
+    struct sigaction current;
+    if (sigaction(SIGSEGV, NULL, &current) == 0 && current.sa_sigaction != on_segv) {
+        guard.faulthandler = current.sa_handler;
+    }
+}
+
+static PyObject *
+enable(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *result = faulthandler_enable(self, args, kwargs);
+    note_faulthandler();
+    install();
+    return result;
+}
+
+static PyObject *
+disable(PyObject *self, PyObject *noarg)
+{
+    PyObject *result = faulthandler_disable(self, noarg);
+    install();
+    for (int i = 0; i < guard.nfound; i++) {
+        if (guard.found[i].sa_handler == guard.faulthandler) {
+            guard.nfound--;
+            memmove(&guard.found[i], &guard.found[i + 1],
+                    (guard.nfound - i) * sizeof(*guard.found));
+        }
+    }
+    return result;
+}
+
+/* The definition behind a built-in function of a module, or NULL. */
+static PyMethodDef *
+definition(PyObject *module, const char *name, int flags)
+{
+    PyObject *function = PyObject_GetAttrString(module, name);
+    PyMethodDef *found = NULL;
+    if (function != NULL && PyCFunction_CheckExact(function) &&
+        PyCFunction_GET_FLAGS(function) == flags) {
+        found = ((PyCFunctionObject *)function)->m_ml;
+    }
+    Py_XDECREF(function);
+    return found;
+}
+
+/* Have ours on top again whenever faulthandler has changed handlers. */
+static void
+follow_faulthandler(void)
+{
+    PyObject *module = PyImport_ImportModule("faulthandler");
+    if (module != NULL) {
+        PyMethodDef *enabler =
+                definition(module, "enable", METH_VARARGS | METH_KEYWORDS);
+        PyMethodDef *disabler = definition(module, "disable", METH_NOARGS);
+        if (enabler != NULL && disabler != NULL) {
+            faulthandler_enable =
+                    (PyCFunctionWithKeywords)(void (*)(void))enabler->ml_meth;
+            faulthandler_disable = disabler->ml_meth;
+            enabler->ml_meth = (PyCFunction)(void (*)(void))enable;
+            disabler->ml_meth = disable;
+        }
+        PyObject *enabled = PyObject_CallMethod(module, "is_enabled", NULL);
+        if (enabled == Py_True) {
+            note_faulthandler();
+        }
+        Py_XDECREF(enabled);
+        Py_DECREF(module);
+    }
+    PyErr_Clear();
+}
+
+/* ---- questions ---- */
+
+/* The code that must not be interrupted has these in it. */
+static int
+add_ours(struct dl_phdr_info *object, size_t NPY_UNUSED(size), void *NPY_UNUSED(unused))
+{
+    const uintptr_t landmarks[] = {(uintptr_t)&Py_IsInitialized,
+                                   (uintptr_t)&add_ours,
+                                   (uintptr_t)&malloc,
+                                   (uintptr_t)&getpid,
+                                   (uintptr_t)&sin,
+                                   (uintptr_t)&pthread_create,
+                                   (uintptr_t)getauxval(AT_BASE)};
+    uintptr_t start = UINTPTR_MAX, end = 0;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+        if (part->p_type == PT_LOAD) {
+            uintptr_t from = object->dlpi_addr + part->p_vaddr;
+            start = from < start ? from : start;
+            end = from + part->p_memsz > end ? from + part->p_memsz : end;
+        }
+    }
+    for (size_t i = 0; i < sizeof(landmarks) / sizeof(*landmarks); i++) {
+        if (start <= landmarks[i] && landmarks[i] < end &&
+            guard.nours < (int)(sizeof(guard.ours) / sizeof(*guard.ours))) {
+            guard.ours[guard.nours].start = start;
+            guard.ours[guard.nours].end = end;
+            guard.nours++;
+            break;
+        }
+    }
+    return 0;
+}
+
+/* Whether a thread stands in a system call that waits for others. */
+static int
+is_waiting(ucontext_t *context)
+{
+#    if defined(__x86_64__)
+    const unsigned char *code = (const unsigned char *)program_counter(context);
+    long long result = context->uc_mcontext.gregs[REG_RAX];
+    if (code[0] == 0x0f && code[1] == 0x05) { /* it is to be made again */
+        return result == SYS_futex || result == SYS_nanosleep ||
+               result == SYS_clock_nanosleep || result == SYS_sched_yield;
+    }
+    return code[-2] == 0x0f && code[-1] == 0x05 && result == -EINTR;
+#    elif defined(__aarch64__)
+    const unsigned int *code = (const unsigned int *)program_counter(context);
+    long long number = context->uc_mcontext.regs[8];
+    if (code[0] == 0xd4000001) {
+        return number == SYS_futex || number == SYS_nanosleep ||
+               number == SYS_clock_nanosleep;
+    }
+    return code[-1] == 0xd4000001 && (long long)context->uc_mcontext.regs[0] == -EINTR;
+#    else
+    return 0;
+#    endif
+}
+
+static int
+may_be_interrupted(ucontext_t *context)
+{
+    uintptr_t pc = program_counter(context);
+    for (int i = 0; i < guard.nours; i++) {
+        if (guard.ours[i].start <= pc && pc < guard.ours[i].end) {
+            return is_waiting(context);
+        }
+    }
+    return pc != 0;
+}
+
+static void
+answer(void *NPY_UNUSED(unused))
+{
+    npy_deferred_serve_requests();
+}
+
+static void
+ask(unsigned long thread)
+{
+    siginfo_t info;
+    memset(&info, 0, sizeof(info));
+    info.si_signo = SIGSEGV;
+    info.si_code = SI_QUEUE;
+    info.si_pid = getpid();
+    info.si_uid = getuid();
+    info.si_value.sival_ptr = &question;
+    syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)thread, SIGSEGV, &info);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_ask_gil_holder(void)
+{
+    struct sigaction current;
+    if (npy_deferred_guard_mode == NPY_DEFERRED_GUARD_OFF ||
+        sigaction(SIGSEGV, NULL, &current) < 0 || current.sa_sigaction != on_segv) {
+        return;
+    }
+#    if PY_VERSION_HEX < 0x030C0000
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+    if (holder != NULL) {
+        ask(holder->native_thread_id);
+    }
+#    else
+    /* Only a thread itself knows whether it holds the GIL. */
+    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
+    for (; state != NULL; state = PyThreadState_Next(state)) {
+        if (state->native_thread_id != (unsigned long)syscall(SYS_gettid)) {
+            ask(state->native_thread_id);
+        }
+    }
+#    endif
+}
+
+/* ---- the handler ---- */
+
+typedef struct {
+    const void *address;
+    int found;
+} touch;
+
+static void
+handle_touch(void *argument)
+{
+    touch *t = argument;
+    t->found = npy_deferred_touched(t->address);
+}
+
+/* Whether an instruction faults again and again, though it should not. */
+static int
+is_stuck(const void *address, uintptr_t pc)
+{
+    static NPY_TLS const void *last_address;
+    static NPY_TLS uintptr_t last_pc;
+    static NPY_TLS int repeats;
+    repeats = address == last_address && pc == last_pc ? repeats + 1 : 0;
+    last_address = address;
+    last_pc = pc;
+    return repeats > MAX_REPEATS;
+}
+
+static void
+on_segv(int signal, siginfo_t *info, void *context)
+{
+    int saved_errno = errno;
+    if (info->si_code == SI_QUEUE && info->si_value.sival_ptr == &question) {
+        if (may_be_interrupted(context) && npy_deferred_holds_gil()) {
+            call_with_room(context, answer, NULL);
+        }
+        errno = saved_errno;
+        return;
+    }
+    if (is_fault(info) && npy_deferred_is_guard(info->si_addr) &&
+        (uintptr_t)info->si_addr != program_counter(context) &&
+        !is_stuck(info->si_addr, program_counter(context))) {
+        if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
+            npy_deferred_report_stack();
+        }
+        touch t = {info->si_addr, 0};
+        call_with_room(context, handle_touch, &t);
+        errno = saved_errno;
+        if (t.found == 0) {
+            return;
+        }
+    }
+    pass_on(signal, info, context);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_guard_watch(void)
+{
+    if (--guard.look_in > 0 || npy_deferred_guard_mode == NPY_DEFERRED_GUARD_OFF) {
+        return;
+    }
+    if (!guard.prepared) {
+        guard.prepared = 1;
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        follow_faulthandler();
+        PyErr_Restore(type, value, traceback);
+        dl_iterate_phdr(add_ours, NULL);
+        if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
+            npy_deferred_prepare_report();
+        }
+    }
+    install();
+    guard.look_in = LOOK_EVERY;
+}
+
+#else
+
+NPY_NO_EXPORT void
+npy_deferred_guard_watch(void)
+{
+}
+
+#endif

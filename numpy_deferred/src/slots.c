@@ -1,0 +1,433 @@
+/*
+ * Slots: where the addresses of guards and blocks come from (see memory.c).
+ *
+ * Slots are powers of two of a page.  They lie in *arenas* of slots of one size,
+ * which are carved from reservations that grow as needed and are kept for good:
+ * addresses alone cost nothing.  A limit on address space (ulimit -v) is kept
+ * clear of: then little is reserved, and what finds no room is not deferred.
+ *
+ * Small classes have arenas of guards and arenas of blocks, so that the mappings
+ * of the process stay few however many arrays are alive.  Large slots change
+ * roles: the pages in a guard whose array died are the block of the next result,
+ * and what that leaves is made inaccessible again, several slots with one call.
+ *
+ * All of it is guarded by the GIL, but npy_deferred_slot_at: it reads a table
+ * that only grows.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+#ifndef _GNU_SOURCE
+#    define _GNU_SOURCE
+#endif
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "slots.h"
+
+#include "multiarraymodule.h"
+
+#include <stdlib.h>
+#if defined(__unix__) && NPY_SIZEOF_INTP == 8
+#    define HAS_GUARDS 1
+#    include <sys/mman.h>
+#    include <sys/resource.h>
+#    include <unistd.h>
+#    define GUARD_MAPPING (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+#endif
+
+/* An arena of smaller slots; of larger ones it has LARGE_SLOTS. */
+#define ARENA_BYTES ((size_t)1 << 22)
+#define LARGE_SLOTS 8
+/* Arenas start and end at multiples of this, the size of a huge page. */
+#define UNIT_SHIFT 21
+#define UNIT ((size_t)1 << UNIT_SHIFT)
+/* NumPy asks for huge pages from here on (alloc.c). */
+#define HUGE_BYTES ((size_t)1 << 22)
+/* The first reservation, and the step by which they stop growing. */
+#define FIRST_RESERVATION ((size_t)1 << 30)
+#define LAST_RESERVATION ((size_t)1 << 40)
+/* Of a limit on address space, reservations take this part. */
+#define PART_OF_LIMIT 8
+/* The map of arenas: a leaf for each GiB of the address space that has some. */
+#define LEAF_SHIFT 30
+#define LEAF_UNITS ((size_t)1 << (LEAF_SHIFT - UNIT_SHIFT))
+#define NLEAVES ((size_t)1 << (48 - LEAF_SHIFT))
+
+NPY_NO_EXPORT slot_registry npy_deferred_slots;
+
+/* The one registry of this file, beside that of the lists. */
+static struct {
+    char *reserved, *reserved_end; /* what is not carved yet */
+    size_t reservation, all_reserved;
+    arena **leaves[NLEAVES];
+} addresses;
+
+/* ---- lists ---- */
+
+NPY_NO_EXPORT void
+npy_deferred_slot_push(slot_list *list, slot *s, slot_state state)
+{
+    s->state = state;
+    s->newer = NULL;
+    s->older = list->newest;
+    if (list->newest != NULL) {
+        list->newest->newer = s;
+    }
+    else {
+        list->oldest = s;
+    }
+    list->newest = s;
+}
+
+NPY_NO_EXPORT slot *
+npy_deferred_slot_take(slot_list *list, slot *s)
+{
+    if (s == NULL) {
+        return NULL;
+    }
+    if (s->newer != NULL) {
+        s->newer->older = s->older;
+    }
+    else {
+        list->newest = s->older;
+    }
+    if (s->older != NULL) {
+        s->older->newer = s->newer;
+    }
+    else {
+        list->oldest = s->newer;
+    }
+    s->state = TAKEN;
+    return s;
+}
+
+/* The slot at an address, or NULL.  Needs no GIL. */
+NPY_NO_EXPORT slot *
+npy_deferred_slot_at(const void *address)
+{
+    uintptr_t position = (uintptr_t)address;
+    if (position >> LEAF_SHIFT >= NLEAVES) {
+        return NULL;
+    }
+    arena **leaf = addresses.leaves[position >> LEAF_SHIFT];
+    arena *home = leaf == NULL ? NULL : leaf[(position >> UNIT_SHIFT) % LEAF_UNITS];
+    if (home == NULL) {
+        return NULL;
+    }
+    return &home->slots[(position - (uintptr_t)home->start) / slot_size(home->class)];
+}
+
+NPY_NO_EXPORT int
+npy_deferred_slot_class(size_t nbytes)
+{
+    if (NPY_UNLIKELY(npy_deferred_slots.page == 0)) {
+#ifdef HAS_GUARDS
+        npy_deferred_slots.page = (size_t)sysconf(_SC_PAGESIZE);
+#else
+        npy_deferred_slots.page = 4096;
+#endif
+    }
+    int class = 0;
+    while (class < NCLASSES && slot_size(class) < nbytes) {
+        class ++;
+    }
+    return class;
+}
+
+/* ---- the system calls; without them nothing is deferred ---- */
+
+#ifdef HAS_GUARDS
+
+/* The bytes that may be reserved yet: a limit on address space is not ours. */
+static size_t
+reservable(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY) {
+        return SIZE_MAX;
+    }
+    size_t part = limit.rlim_cur / PART_OF_LIMIT;
+    return part > addresses.all_reserved ? part - addresses.all_reserved : 0;
+}
+
+/* Inaccessible addresses, or NULL. */
+static char *
+map_addresses(size_t size)
+{
+    void *start = size > reservable()
+                          ? MAP_FAILED
+                          : mmap(NULL, size, PROT_NONE, GUARD_MAPPING, -1, 0);
+    return start == MAP_FAILED ? NULL : start;
+}
+
+static int
+open_range(char *start, size_t nbytes)
+{
+    if (mprotect(start, nbytes, PROT_READ | PROT_WRITE) < 0) {
+        return -1;
+    }
+#    ifdef MADV_HUGEPAGE
+    if (nbytes >= HUGE_BYTES && npy_thread_unsafe_state.madvise_hugepage) {
+        madvise(start, nbytes, MADV_HUGEPAGE);
+    }
+#    endif
+    return 0;
+}
+
+/* Make `n` slots inaccessible, without pages.  Returns 0 or -1. */
+NPY_NO_EXPORT int
+npy_deferred_slot_close(slot *first, size_t n)
+{
+    size_t size = n * slot_size(first->home->class);
+    void *start =
+            mmap(address_of(first), size, PROT_NONE, GUARD_MAPPING | MAP_FIXED, -1, 0);
+    return start == MAP_FAILED ? -1 : 0;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_slot_drop_pages(slot *s)
+{
+    madvise(address_of(s), s->extent, MADV_DONTNEED);
+}
+
+/*
+ * Move the pages of `from` into `to`, at once; `from` stays as accessible as it
+ * was, without pages.  Returns 0, or -1 and nothing has changed.
+ */
+NPY_NO_EXPORT int
+npy_deferred_slot_move_pages(slot *from, slot *to)
+{
+#    ifdef MREMAP_DONTUNMAP
+    void *target = address_of(to);
+    void *moved = mremap(address_of(from), from->extent, from->extent,
+                         MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target);
+    if (moved == target) {
+        to->extent = from->extent;
+        return 0;
+    }
+    /* The target may be unmapped before the move fails; nobody may get it. */
+    mmap(target, slot_size(to->home->class), PROT_NONE,
+         GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1, 0);
+#    endif
+    return -1;
+}
+
+/* The values are at the other address of the array: get them here. */
+NPY_NO_EXPORT int
+npy_deferred_slot_fetch_pages(slot *from, slot *to)
+{
+    /* At no time are they, or something else, seen at both. */
+    if (mprotect(address_of(from), from->extent, PROT_NONE) < 0) {
+        return -1;
+    }
+    if (npy_deferred_slot_move_pages(from, to) < 0) {
+        npy_deferred_slot_open(from, from->extent);
+        return -1;
+    }
+    from->extent = 0;
+    return npy_deferred_slot_open(to, to->extent);
+}
+
+#else
+
+static char *
+map_addresses(size_t NPY_UNUSED(size))
+{
+    return NULL;
+}
+
+static int
+open_range(char *NPY_UNUSED(start), size_t NPY_UNUSED(nbytes))
+{
+    return -1;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_slot_close(slot *NPY_UNUSED(first), size_t NPY_UNUSED(n))
+{
+    return -1;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_slot_drop_pages(slot *NPY_UNUSED(s))
+{
+}
+
+NPY_NO_EXPORT int
+npy_deferred_slot_move_pages(slot *NPY_UNUSED(from), slot *NPY_UNUSED(to))
+{
+    return -1;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_slot_fetch_pages(slot *NPY_UNUSED(from), slot *NPY_UNUSED(to))
+{
+    return -1;
+}
+
+#endif
+
+NPY_NO_EXPORT int
+npy_deferred_slot_open(slot *s, size_t nbytes)
+{
+    if (open_range(address_of(s), nbytes) < 0) {
+        return -1;
+    }
+    s->extent = nbytes;
+    return 0;
+}
+
+/* ---- reservations and arenas ---- */
+
+/* Make at least `size` bytes, whole units, ready to be carved.  0 or -1. */
+static int
+reserve(size_t size)
+{
+    size_t wanted = addresses.reservation == 0 ? FIRST_RESERVATION
+                    : addresses.reservation < LAST_RESERVATION
+                            ? 2 * addresses.reservation
+                            : LAST_RESERVATION;
+    for (;; wanted /= 2) {
+        wanted = wanted > size ? wanted : size;
+        char *start = map_addresses(wanted + UNIT);
+        if (start != NULL) {
+            start = (char *)(((uintptr_t)start + UNIT - 1) & ~(UNIT - 1));
+            addresses.reserved = start;
+            addresses.reserved_end = start + wanted;
+            addresses.reservation = wanted;
+            addresses.all_reserved += wanted + UNIT;
+            return 0;
+        }
+        if (wanted == size) {
+            return -1;
+        }
+    }
+}
+
+/* Enter an arena into the map.  Returns 0 or -1. */
+static int
+map_arena(arena *home, size_t size)
+{
+    uintptr_t first = (uintptr_t)home->start >> UNIT_SHIFT;
+    uintptr_t last = ((uintptr_t)home->start + size - 1) >> UNIT_SHIFT;
+    if (last / LEAF_UNITS >= NLEAVES) {
+        return -1;
+    }
+    for (uintptr_t i = first / LEAF_UNITS; i <= last / LEAF_UNITS; i++) {
+        if (addresses.leaves[i] == NULL) {
+            addresses.leaves[i] = calloc(LEAF_UNITS, sizeof(arena *));
+            if (addresses.leaves[i] == NULL) {
+                return -1;
+            }
+        }
+    }
+    for (uintptr_t unit = first; unit <= last; unit++) {
+        addresses.leaves[unit / LEAF_UNITS][unit % LEAF_UNITS] = home;
+    }
+    return 0;
+}
+
+/* Cut memory for an arena off the reservation, or NULL. */
+static arena *
+carve(int class, size_t nslots, int accessible)
+{
+    size_t size = (nslots * slot_size(class) + UNIT - 1) & ~(UNIT - 1);
+    if ((size_t)(addresses.reserved_end - addresses.reserved) < size &&
+        reserve(size) < 0) {
+        return NULL;
+    }
+    arena *home = calloc(1, sizeof(*home) + nslots * sizeof(slot));
+    if (home == NULL) {
+        return NULL;
+    }
+    home->start = addresses.reserved;
+    home->class = class;
+    home->nslots = nslots;
+    if ((accessible && open_range(home->start, size) < 0) ||
+        map_arena(home, size) < 0) {
+        free(home);
+        return NULL;
+    }
+    addresses.reserved += size;
+    return home;
+}
+
+/* Put the slots of a new arena on a list, as guards or as blocks.  0 or -1. */
+static int
+new_arena(int class, slot_list *list, slot_state state)
+{
+    int accessible = state == EMPTY;
+    size_t size = slot_size(class);
+    size_t nslots = size < LARGE_SLOT ? ARENA_BYTES / size : LARGE_SLOTS;
+    arena *home = carve(class, nslots, accessible);
+    if (home == NULL && nslots > 1) {
+        home = carve(class, 1, accessible);
+    }
+    if (home == NULL) {
+        return -1;
+    }
+    for (size_t i = home->nslots; i-- > 0;) {
+        slot *s = &home->slots[i];
+        s->home = home;
+        s->extent = accessible ? size : 0;
+        npy_deferred_slot_push(list, s, state);
+    }
+    return 0;
+}
+
+/* ---- slots to be had ---- */
+
+/* Make the empty large slots of a class guards again, neighbours together. */
+static void
+close_empty_slots(int class)
+{
+    slot *s;
+    while ((s = npy_deferred_slots.empty[class].newest) != NULL) {
+        slot *first = s, *last = s;
+        while (first > s->home->slots && first[-1].state == EMPTY) {
+            first--;
+        }
+        while (last + 1 < s->home->slots + s->home->nslots && last[1].state == EMPTY) {
+            last++;
+        }
+        if (npy_deferred_slot_close(first, last - first + 1) < 0) {
+            return;
+        }
+        for (s = first; s <= last; s++) {
+            s->extent = 0;
+            npy_deferred_slot_push(
+                    &npy_deferred_slots.ready[class],
+                    npy_deferred_slot_take(&npy_deferred_slots.empty[class], s), READY);
+        }
+    }
+}
+
+NPY_NO_EXPORT slot *
+npy_deferred_slot_ready(int class)
+{
+    slot_list *ready = &npy_deferred_slots.ready[class];
+    if (NPY_UNLIKELY(ready->newest == NULL)) {
+        if (slot_size(class) >= LARGE_SLOT) {
+            close_empty_slots(class);
+        }
+        if (ready->newest == NULL && new_arena(class, ready, READY) < 0) {
+            return NULL;
+        }
+    }
+    return npy_deferred_slot_take(ready, ready->newest);
+}
+
+NPY_NO_EXPORT slot *
+npy_deferred_slot_empty(int class)
+{
+    slot_list *empty = &npy_deferred_slots.empty[class];
+    if (empty->newest == NULL && new_arena(class, empty, EMPTY) < 0) {
+        return NULL;
+    }
+    return npy_deferred_slot_take(empty, empty->newest);
+}
