@@ -413,6 +413,18 @@ class TestCasts:
 
         assert_same(run)
 
+    def test_from_a_copy_of_the_output(self):
+        """Made because of an overlap, it is cast back, and that reported apart."""
+
+        def run():
+            out = np.arange(6).reshape(2, 3) - 2
+            zeros = np.zeros((2, 3))
+            with np.errstate(all="warn", divide="ignore"):
+                np.divide(out[::-1], abs(zeros), out=out, casting="unsafe")
+            return out
+
+        assert len(assert_same(run).warnings) == 2
+
     @pytest.mark.parametrize("how", ["warn", "raise"])
     @pytest.mark.parametrize("name", CASTS)
     def test_text(self, name, how):

@@ -23,6 +23,7 @@
 #include "deferred.h"
 #include "dtypemeta.h"
 #include "legacy_array_method.h"
+#include "mem_overlap.h"
 #include "number.h"
 #include "templ_common.h"
 #include "ufunc_object.h"
@@ -288,6 +289,23 @@ fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
     return result < 0 ? -1 : 1;
 }
 
+/*
+ * Whether eager NumPy has the result in a copy of `out`, because of how an input
+ * overlaps it, and reports errors of the cast back apart.
+ */
+static int
+casts_copy_back(PyArrayObject *input, PyArray_Descr *result, PyArrayObject *out)
+{
+    int ndim = PyArray_NDIM(out);
+    return result->type_num != PyArray_TYPE(out) &&
+           solve_may_share_memory(input, out, 1) != 0 &&
+           !(PyArray_BYTES(input) == PyArray_BYTES(out) &&
+             PyArray_DESCR(input) == PyArray_DESCR(out) &&
+             PyArray_NDIM(input) == ndim &&
+             PyArray_CompareLists(PyArray_DIMS(input), PyArray_DIMS(out), ndim) &&
+             PyArray_CompareLists(PyArray_STRIDES(input), PyArray_STRIDES(out), ndim));
+}
+
 /* As `fuse`, into the call's `out=`; 0 when that would not be the same. */
 static int
 fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
@@ -303,8 +321,9 @@ fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
         return 0;
     }
     for (int i = 0; i < call->ufunc->nin; i++) {
-        if (npy_deferred_is(call->op[i]) &&
-            !npy_deferred_can_fuse_out(npy_deferred_node_of(call->op[i]))) {
+        if (npy_deferred_is(call->op[i])
+                    ? !npy_deferred_can_fuse_out(npy_deferred_node_of(call->op[i]))
+                    : casts_copy_back(call->op[i], result, out)) {
             return 0;
         }
     }
