@@ -298,6 +298,12 @@ def _each(m, *statements):
     return m
 
 
+def pairs(array):
+    """Neighbours, from the last on."""
+    view = np.lib.stride_tricks.sliding_window_view(array, 2, 0, writeable=True)
+    return view[::-1]
+
+
 OVERLAPS = {
     "forwards": lambda m, g: m[1:].__setitem__(..., m[:-1] + 1),
     "backwards": lambda m, g: m[:-1].__setitem__(..., m[1:] + 1),
@@ -331,6 +337,15 @@ OVERLAPS = {
     ),
     "mask": lambda m, g: m.__setitem__(m > 50, (m * 2)[m > 50]),
     "fancy": lambda m, g: m.__setitem__(np.arange(5000)[::-1], m * 2),
+    "destination itself": lambda m, g: pairs(g.T).__setitem__(
+        ..., np.arange(9660.0).reshape(69, 70, 2) * 2
+    ),
+    "destination itself, vector": lambda m, g: pairs(m).__setitem__(
+        ..., np.arange(9998.0).reshape(2, 4999).T * 2
+    ),
+    "destination itself, in place": lambda m, g: operator.iadd(
+        pairs(g.T), np.arange(9660.0).reshape(69, 70, 2) * 2
+    ),
     "deferred and written": lambda m, g: _each(
         m,
         lambda: m[:10].__setitem__(..., m[10:20] * 2),

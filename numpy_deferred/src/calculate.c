@@ -23,6 +23,7 @@
 #include "convert_datatype.h"
 #include "ctors.h"
 #include "deferred.h"
+#include "mem_overlap.h"
 
 /* Fills `memory`, then reports; see above for `computed`. */
 static int
@@ -101,9 +102,10 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
 
 /*
  * Values go straight into `dst` unless eager NumPy's copy would do something
- * else with them: broadcast, mask, check each value, or not run at all because
- * an error was raised before.  An expression evaluated a second time becomes
- * regular, so that a third costs a copy only.
+ * else with them: broadcast, mask, check each value, write some places more
+ * than once, or not run at all because an error was raised before.  An
+ * expression evaluated a second time becomes regular, so that a third costs a
+ * copy only.
  */
 static int
 can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
@@ -114,6 +116,7 @@ can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
            PyArray_CompareLists(PyArray_DIMS(dst), PyArray_DIMS(src),
                                 PyArray_NDIM(src)) &&
            PyTypeNum_ISNUMBER(PyArray_TYPE(dst)) &&
+           solve_may_have_internal_overlap(dst, 1) == 0 &&
            !npy_deferred_drops_imaginary(PyArray_DESCR(src), PyArray_DESCR(dst)) &&
            node->nevaluated == 0 && node->computed == NULL &&
            !(casting & NPY_SAME_VALUE_CASTING_FLAG) &&
