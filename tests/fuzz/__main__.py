@@ -37,14 +37,17 @@ def run_one(seed, index, large):
     return counts, found
 
 
-def run_batch(seed, first, large):
+def run_batch(seed, first, large, end):
     """The counts of a batch, and the first program that fails, or None."""
     total = collections.Counter()
     for index in range(first, first + BATCH):
+        shrink.limit_time()
         counts, found = run_one(seed, index, large)
         total.update(counts)
         if found:
             return total, index
+        if time.monotonic() > end:
+            break
     return total, None
 
 
@@ -88,10 +91,11 @@ def report(total, started, nfailures):
 def fuzz(arguments):
     """Returns the number of failures."""
     started = told = time.monotonic()
+    end = started + 60 * arguments.minutes
     total = collections.Counter()
     nfailures, first = 0, arguments.first
-    while time.monotonic() < started + 60 * arguments.minutes:
-        result = shrink.in_child(run_batch, arguments.seed, first, arguments.large)
+    while time.monotonic() < end:
+        result = shrink.in_child(run_batch, arguments.seed, first, arguments.large, end)
         if result == "exit":
             raise SystemExit("the fuzzer itself is broken")
         if isinstance(result, str):

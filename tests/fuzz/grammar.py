@@ -104,6 +104,7 @@ def render(parts):
 #: What an operation may end in.
 FAILURES = (
     *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    MemoryError,
     SyntaxError,  # of a number with a method
 )
 
@@ -358,8 +359,10 @@ class Generator:
 
     def copying(self):
         name = self.array(lambda a: a.size < 5000)
-        source = self.choose(COPIES).format(name, t=self.dtype())
-        return self.binding(source)
+        text = self.choose(COPIES)
+        if shows_padding(text, self.namespace[name]):
+            raise Rejected
+        return self.binding(text.format(name, t=self.dtype()))
 
     def in_place(self):
         name = self.writable()
@@ -441,8 +444,10 @@ class Generator:
         name = self.writable()
         array = self.namespace[name]
         text = self.choose(WRITES)
-        if array.dtype.char in "gG" and ("view" in text or "setfield" in text):
+        if shows_padding(text, array):
             raise Rejected
+        if ".at(" in text and not array.flags.writeable:
+            raise Rejected  # NumPy writes all the same, to what programs share
         if self.chance(0.08):
             text = "\n".join(NDITER_WRITE)
         lines = text.format(
@@ -709,7 +714,8 @@ class Generator:
         try:
             exec("\n".join(lines), self.namespace)
         except Exception as error:
-            if isinstance(error, SyntaxError) or self.chance(0.85):
+            useless = isinstance(error, SyntaxError | MemoryError)
+            if useless or self.chance(0.85):
                 self.namespace.clear()
                 self.namespace.update(before)
                 raise Rejected from None
@@ -742,6 +748,12 @@ def broadcasts(shape, target):
     if len(shape) > len(target):
         return False
     return all(a in (1, b) for a, b in zip(shape[::-1], target[::-1], strict=False))
+
+
+def shows_padding(text, array):
+    """Whether code might see those bytes of long doubles that have no meaning."""
+    words = ("view", "setfield", "byteswap")
+    return array.dtype.char in "gG" and any(word in text for word in words)
 
 
 def generate(rng, large=0.12):

@@ -292,6 +292,13 @@ WRITES = [
         "{0}[0] = {0}[-1] + {0}[1]",
     ),
     *(
+        # An expression is fused with an output that overlaps another operand.
+        "np.subtract({0}[::-1], {e}, out={0}, casting='unsafe')",
+        "np.add({0}[:-1], {e}, out={0}[1:], casting='unsafe')",
+        "np.multiply({e}, {0}.T, out={0}, casting='unsafe')",
+        "np.maximum({e}, {0}[..., ::-1], out={0}, casting='unsafe')",
+    ),
+    *(
         "{0}.view('u1')[0] = 3",
         "{0}.T[...] = {e}.T",
         "{0}.ravel()[1] = {s}",
