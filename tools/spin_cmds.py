@@ -65,6 +65,7 @@ SANITIZERS = {
     },
 }
 STOCK = ROOT / "build-stock"
+INTEROP = ROOT / ".venv-interop"
 
 
 def readable_errors(function):
@@ -274,6 +275,13 @@ def stock_site_packages():
     return Path(meson._get_site_packages(str(STOCK / "build")))
 
 
+def newest_wheel():
+    wheels = list(ROOT.glob("dist/numpy-*.whl"))
+    if not wheels:
+        raise ToolError("there is no wheel in dist/; `spin wheel` builds it")
+    return max(wheels, key=lambda path: path.stat().st_mtime)
+
+
 @click.command()
 @readable_errors
 def wheel():
@@ -283,7 +291,7 @@ def wheel():
     """
     options = ["--no-isolation", "-Cbuild-dir=build-wheel", "--outdir=dist"]
     run_command(sys.executable, "-m", "build", "--wheel", *options)
-    newest = max(ROOT.glob("dist/numpy-*.whl"), key=lambda path: path.stat().st_mtime)
+    newest = newest_wheel()
     say(f"importing {newest.relative_to(ROOT)} in an empty environment")
     with tempfile.TemporaryDirectory() as directory:
         venv.create(directory, with_pip=True)
@@ -292,6 +300,68 @@ def wheel():
         run_command(python, "-m", "pip", "install", "--quiet", "--no-index", newest)
         code = "import numpy; numpy.show_config(); print(numpy.__version__)"
         run_command(python, "-I", "-c", code)
+
+
+def interop_python(ctx, no_build):
+    """The Python of an environment of our wheel and those of other projects.
+
+    It also holds stock NumPy, which is not imported, in the folder that is the
+    second result: extensions are compiled against it, as wheels are.
+    """
+    if not no_build:
+        ctx.invoke(wheel)
+    python = INTEROP / "bin" / "python"
+    if not python.exists():
+        venv.create(INTEROP, with_pip=True)
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        os.environ.pop(name, None)
+    os.environ["PATH"] = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    requirements = ROOT / "requirements" / "interop.txt"
+    ours = newest_wheel()
+    # The version of our wheels does not change from build to build.
+    reinstall = ["--force-reinstall", "--no-deps"]
+    run_command(*pip, "install", "--quiet", ours, "--requirement", requirements)
+    run_command(*pip, "install", "--quiet", *reinstall, ours)
+    run_command(*pip, "check")
+    stock_numpy = INTEROP / "stock" / HERE.pin["version"]
+    if not stock_numpy.exists():
+        target = ["--target", stock_numpy, f"numpy=={HERE.pin['version']}"]
+        run_command(*pip, "install", "--quiet", "--no-deps", *target)
+    return python, stock_numpy
+
+
+@click.command(context_settings=PASS_ON)
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--no-build", is_flag=True, help="Use the newest wheel in dist/.")
+@click.option("-j", "jobs", default="2", show_default=True, help="Parallel jobs.")
+@click.pass_context
+@readable_errors
+def interop(ctx, pytest_args, no_build, jobs):
+    """🤝 Run tests/interop with other projects' wheels
+
+    In .venv-interop, with our wheel and what requirements/interop.txt pins;
+    everything is deferred in the first run, what is by default in the second.
+    """
+    python, stock_numpy = interop_python(ctx, no_build)
+    os.environ["NUMPY_STOCK"] = str(stock_numpy)
+    tests = ROOT / "tests" / "interop"
+    command = [
+        *(python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", jobs),
+        # tests/conftest.py is for small arrays only.
+        f"--confcutdir={tests}",
+    ]
+    if not any(Path(arg.partition("::")[0]).exists() for arg in pytest_args):
+        command.append(tests)
+    failed = False
+    for min_bytes in ("0", None):
+        os.environ.pop("NUMPY_DEFERRED_MIN_BYTES", None)
+        if min_bytes is not None:
+            os.environ["NUMPY_DEFERRED_MIN_BYTES"] = min_bytes
+        say(f"tests/interop with NUMPY_DEFERRED_MIN_BYTES={min_bytes or 'default'}")
+        done = subprocess.run([*map(str, command), *pytest_args], cwd=ROOT)
+        failed |= done.returncode != 0
+    raise SystemExit(int(failed))
 
 
 @click.command(context_settings=PASS_ON)

@@ -1,4 +1,4 @@
-"""Build the extensions of tests/capi against a NumPy."""
+"""Build extensions, those of tests/capi or others, against a NumPy."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 SOURCES = Path(__file__).parent.parent / "capi"
 
 
-def build_extensions(site_packages, directory):
+def build_extensions(site_packages, directory, sources=SOURCES):
     """Meson finds NumPy in `site_packages` by its pkg-config file."""
     numpy = Path(site_packages, "numpy")
     env = dict(os.environ)
@@ -19,7 +19,7 @@ def build_extensions(site_packages, directory):
     env["PKG_CONFIG_PATH"] = str(numpy / "_core" / "lib" / "pkgconfig")
     # Cython looks for NumPy's declarations where Python looks for modules.
     env["PYTHONPATH"] = str(site_packages)
-    for arguments in (["setup", directory, SOURCES], ["compile", "-C", directory]):
+    for arguments in (["setup", directory, sources], ["compile", "-C", directory]):
         done = subprocess.run(
             [sys.executable, "-m", "mesonbuild.mesonmain", *map(str, arguments)],
             env=env,

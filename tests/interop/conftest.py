@@ -1,0 +1,43 @@
+"""
+Fixtures of the tests with other projects' wheels; `spin interop` runs them.
+
+It keeps tests/conftest.py out, which sets NUMPY_DEFERRED_MIN_BYTES.
+"""
+
+import gc
+
+import numpy as np
+import pytest
+
+from helpers.handover import MIN_BYTES
+
+UNSEEN_WRITE = (
+    "compiled code writes into an operand without asking, or asks the flag in the "
+    "structure, which says no"
+)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", f"unseen_write: {UNSEEN_WRITE}")
+
+
+def pytest_collection_modifyitems(items):
+    """Expect these to fail, but where the arrays are too small to be deferred."""
+    for item in items:
+        at_once = MIN_BYTES > 0 and "small" in item.name
+        if item.get_closest_marker("unseen_write") and not at_once:
+            item.add_marker(pytest.mark.xfail(reason=UNSEEN_WRITE, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """A test leaves no array pending, and the states as they were."""
+    gc.collect()
+    pending = np.deferred.stats()["pending"]
+    state, errors = np.getdeferred(), np.geterr()
+    yield
+    if np.deferred.stats()["pending"] != pending:
+        gc.collect()
+    assert np.deferred.stats()["pending"] == pending
+    assert np.getdeferred() is state
+    assert np.geterr() == errors
