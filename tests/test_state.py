@@ -228,7 +228,8 @@ class TestEnvironment:
             ("NUMPY_DEFERRED_MIN_BYTES", "many"),
             ("NUMPY_DEFERRED_MIN_BYTES", "-1"),
             ("NUMPY_DEFERRED_MIN_BYTES", "1e3"),
-            ("NUMPY_DEFERRED_GUARD", "on"),
+            ("NUMPY_DEFERRED_GUARD", "yes"),
+            ("NUMPY_DEFERRED_CACHE_BYTES", "much"),
         ],
     )
     def test_bad_values_are_named(self, name, value):

@@ -379,6 +379,16 @@ def memory_limit(w):
         np.deferred.set_memory_limit(previous)
 
 
+@program()
+def cache_limit(w):
+    previous = np.deferred.get_cache_limit()
+    np.deferred.set_cache_limit(0)
+    try:
+        return w.p * 2 + w.q
+    finally:
+        np.deferred.set_cache_limit(previous)
+
+
 @program(contextual=True)
 def error_state_changes(w):
     x = w.t * 2
