@@ -53,7 +53,7 @@ def measure(n, seconds):
     def touch():
         x = a * b + c * d
         address = ctypes.c_void_p.from_address(id(x) + DATA).value
-        ctypes.c_double.from_address(address).value
+        assert ctypes.c_double.from_address(address).value >= 0
 
     times = {"make and drop": best(make_and_drop, seconds), "read": best(read, seconds)}
     if os.environ["NUMPY_DEFERRED_GUARD"] == "on" and sys.platform == "linux":

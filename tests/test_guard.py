@@ -230,6 +230,65 @@ class TestTouch:
         """)
 
 
+class TestMappings:
+    """A process may have so many mappings (vm.max_map_count) and no more."""
+
+    USE_UP = """
+        import mmap
+        maps = []
+        def use_up(leave):
+            try:
+                while True: # neighbours that are not alike
+                    prot = mmap.PROT_READ if len(maps) % 2 else mmap.PROT_WRITE
+                    maps.append(mmap.mmap(-1, 4096, prot=prot))
+            except OSError:
+                pass
+            del maps[-leave:]
+        """
+
+    @pytest.mark.parametrize("leave", [1, 2, 3, 4, 6, 10])
+    def test_values_lie_elsewhere(self, python, leave):
+        """Then `data` changes; a late use finds them, or ends with a message."""
+        done = python(f"""{self.USE_UP}
+        arrays = [deferred(n) for n in (3, 700, 200_000, 1_000_000)]
+        old = [touch.address(x) for x in arrays]
+        use_up({leave})
+        np.deferred.calculate(*arrays)
+        for x in arrays:
+            assert x[0] == 2 and x[-1] == expected(x.size - 1)
+        del maps[:]
+        for address, x in zip(old, arrays, strict=True):
+            pid = os.fork()
+            if pid == 0:
+                touch.write(address, 1, 7.0)
+                os._exit(int(x[1] != 7))
+            status = os.waitpid(pid, 0)[1]
+            assert status == 0 or os.WTERMSIG(status) == signal.SIGABRT
+            print(x.size, status == 0)
+        del arrays, x
+        for _ in range(20):
+            x = deferred(200_000)
+            assert touch.read(x, 9) == expected(9)
+        """)
+        assert done.returncode == 0, done.stderr
+        answered = dict(line.split() for line in done.stdout.splitlines())
+        assert answered["3"] == "False"
+        if leave == 10:
+            assert answered["200000"] == answered["1000000"] == "True"
+        deaths = done.stderr.count("used after it had changed")
+        assert deaths == list(answered.values()).count("False")
+
+    def test_touched_without_room(self, python):
+        """Values cannot be had there: a message."""
+        done = python(f"""{self.USE_UP}
+        x = deferred(1_000_000)
+        use_up(1)
+        print(touch.read(x, 0))
+        """)
+        assert done.returncode == -signal.SIGABRT
+        assert "cannot be moved there" in done.stderr or "no memory" in done.stderr
+
+
 class TestThreads:
     @pytest.mark.parametrize("how", ["join", "spin", "yield", "release", "here"])
     @pytest.mark.parametrize("n", [1, 700, 20_000, 300_000])

@@ -74,7 +74,7 @@
 /* Every so many deferrals we look whether the handler is ours. */
 #    define LOOK_EVERY 64
 /* So often the same instruction may fault though values are there. */
-#    define MAX_REPEATS 1000
+#    define MAX_REPEATS 100000
 /* Below the stack pointer, code may keep data without having moved it. */
 #    define RED_ZONE 256
 
