@@ -43,6 +43,14 @@ def test_fresh_needs_no_temporary():
     assert figures["eager"]["peak_ratio"] > 1.8
 
 
+def test_guard():
+    done = run("bench_guard.py", "--seconds", 0.01, "--repeats", 1, "-n", 10, 200_000)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["80", "1,600,000"]
+    assert all(float(cell) > 0 for row in rows for cell in row[1:] if cell != "-")
+
+
 def test_overhead_against_itself(tmp_path):
     """The limit must be met by a build compared with itself, and can be missed."""
     report = tmp_path / "report.json"

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import sysconfig
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +51,21 @@ def expected(i):
 """
 
 
-@pytest.fixture(scope="session", params=["ours", "stock"])
-def touch_path(request, tmp_path_factory):
+@pytest.fixture(scope="session")
+def extensions(tmp_path_factory):
     """The extension, compiled against our headers and against stock NumPy's."""
-    site_packages = SITE_PACKAGES
-    if request.param == "stock":
-        site_packages = os.environ.get("NUMPY_STOCK")
-        if not site_packages:
-            pytest.skip("no stock NumPy: `spin stock` builds it")
-    directory = tmp_path_factory.mktemp("touch") / request.param
-    return build_extensions(site_packages, directory) / f"_touch{SUFFIX}"
+    found = {"ours": SITE_PACKAGES, "stock": os.environ.get("NUMPY_STOCK") or None}
+    for name, site_packages in found.items():
+        if site_packages is not None:
+            directory = tmp_path_factory.mktemp("touch") / name
+            built = build_extensions(site_packages, directory)
+            found[name] = built / f"_touch{SUFFIX}"
+    return found
+
+
+@pytest.fixture(scope="session")
+def touch_path(extensions):
+    return extensions["stock"] or extensions["ours"]
 
 
 @pytest.fixture
@@ -67,8 +73,6 @@ def python(touch_path):
     """Run code after PREAMBLE in a process of its own."""
 
     def run(code, **environment):
-        import textwrap
-
         code = PREAMBLE + textwrap.dedent(code)
         environment.setdefault("TOUCH", str(touch_path))
         environment.setdefault("PYTHONFAULTHANDLER", "")
@@ -224,6 +228,65 @@ class TestTouch:
         for i, x in enumerate(arrays):
             assert touch.read(x, 1) == 1.5 + i
         """)
+
+
+class TestMappings:
+    """A process may have so many mappings (vm.max_map_count) and no more."""
+
+    USE_UP = """
+        import mmap
+        maps = []
+        def use_up(leave):
+            try:
+                while True: # neighbours that are not alike
+                    prot = mmap.PROT_READ if len(maps) % 2 else mmap.PROT_WRITE
+                    maps.append(mmap.mmap(-1, 4096, prot=prot))
+            except OSError:
+                pass
+            del maps[-leave:]
+        """
+
+    @pytest.mark.parametrize("leave", [1, 2, 3, 4, 6, 10])
+    def test_values_lie_elsewhere(self, python, leave):
+        """Then `data` changes; a late use finds them, or ends with a message."""
+        done = python(f"""{self.USE_UP}
+        arrays = [deferred(n) for n in (3, 700, 200_000, 1_000_000)]
+        old = [touch.address(x) for x in arrays]
+        use_up({leave})
+        np.deferred.calculate(*arrays)
+        for x in arrays:
+            assert x[0] == 2 and x[-1] == expected(x.size - 1)
+        del maps[:]
+        for address, x in zip(old, arrays, strict=True):
+            pid = os.fork()
+            if pid == 0:
+                touch.write(address, 1, 7.0)
+                os._exit(int(x[1] != 7))
+            status = os.waitpid(pid, 0)[1]
+            assert status == 0 or os.WTERMSIG(status) == signal.SIGABRT
+            print(x.size, status == 0)
+        del arrays, x
+        for _ in range(20):
+            x = deferred(200_000)
+            assert touch.read(x, 9) == expected(9)
+        """)
+        assert done.returncode == 0, done.stderr
+        answered = dict(line.split() for line in done.stdout.splitlines())
+        assert answered["3"] == "False"
+        if leave == 10:
+            assert answered["200000"] == answered["1000000"] == "True"
+        deaths = done.stderr.count("used after it had changed")
+        assert deaths == list(answered.values()).count("False")
+
+    def test_touched_without_room(self, python):
+        """Values cannot be had there: a message."""
+        done = python(f"""{self.USE_UP}
+        x = deferred(1_000_000)
+        use_up(1)
+        print(touch.read(x, 0))
+        """)
+        assert done.returncode == -signal.SIGABRT
+        assert "cannot be moved there" in done.stderr or "no memory" in done.stderr
 
 
 class TestThreads:
@@ -464,6 +527,55 @@ class TestModes:
         assert f"the result of hypot, written in <string>, line {line}" in done.stderr
         if "read" in how:
             assert f'File "<string>", line {line + 1}, in <module>' in done.stderr
+
+
+class TestHeaders:
+    """PyArray_DATA and PyArray_GETPTR1, as the headers have them."""
+
+    @pytest.mark.parametrize("guard", ["on", "off", "trap"])
+    def test_ours_calculate(self, extensions, guard):
+        done = run_python(
+            PREAMBLE
+            + textwrap.dedent("""
+            for read in (touch.sum_data, touch.sum_items):
+                for n in (3, 5000, 200_000):
+                    x = deferred(n)
+                    with np.deferredstate(False):
+                        expected = deferred(n)
+                    assert read(x) == read(expected)
+                    assert not x.flags.deferred
+            assert np.deferred.stats()["late"] == 0
+            with np.errstate(divide="raise"):
+                x = 1 / np.zeros(10)
+                try:
+                    touch.sum_data(x)
+                    for _ in range(10): pass
+                    raise AssertionError
+                except FloatingPointError:
+                    pass
+            assert not x.flags.deferred
+            """),
+            TOUCH=str(extensions["ours"]),
+            NUMPY_DEFERRED_GUARD=guard,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def test_stock_headers_meet_the_guard(self, extensions):
+        if extensions["stock"] is None:
+            pytest.skip("no stock NumPy: `spin stock` builds it")
+        code = PREAMBLE + "x = deferred(9)\ntouch.sum_data(x)\n"
+        code += 'print(np.deferred.stats()["late"])\n'
+        done = run_python(code, TOUCH=str(extensions["stock"]))
+        assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+    def test_ours_on_stock(self, extensions):
+        stock = os.environ.get("NUMPY_STOCK")
+        if not stock:
+            pytest.skip("no stock NumPy: `spin stock` builds it")
+        code = PREAMBLE.replace("np.setdeferred(True)", "")
+        code += "print(touch.sum_data(np.ones(9)), touch.sum_items(np.ones(9)))"
+        done = run_python(code, TOUCH=str(extensions["ours"]), PYTHONPATH=stock)
+        assert (done.returncode, done.stdout) == (0, "9.0 9.0\n"), done.stderr
 
 
 class TestErrors:

@@ -73,6 +73,7 @@ npy_deferred_capi_init(PyObject *module)
     slots[1] = (void *)PyArray_CalculateDeferred;
     slots[2] = (void *)PyArray_CalculateDeferredAssignment;
     slots[3] = (void *)PyArray_GetDeferredUsageCount;
+    slots[4] = (void *)npy_deferred_data_for_extension;
     return PyModule_AddIntConstant(module, "_deferred_api_version",
                                    NPY_DEFERRED_API_VERSION);
 }

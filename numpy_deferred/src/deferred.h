@@ -596,6 +596,9 @@ npy_deferred_bring(const void *address);
  */
 NPY_NO_EXPORT int
 npy_deferred_touched(const void *address);
+/* PyArray_DATA in extensions: NULL with an exception set.  Needs no GIL. */
+NPY_NO_EXPORT void *
+npy_deferred_data_for_extension(PyArrayObject *arr);
 /* Calculate what threads without the GIL wait for.  Needs the GIL. */
 NPY_NO_EXPORT void
 npy_deferred_serve_requests(void);

@@ -18,12 +18,9 @@
  * raises the signal again; that one goes to the next in the stack, else the two
  * would call each other for ever.
  *
- * Stacks: faulthandler gives the main thread a small alternate stack, for stack
- * overflows, and SA_ONSTACK puts our handler there.  A calculation needs more,
- * so it runs on the stack of the code that was interrupted, below its red zone,
- * with the alternate stack switched off meanwhile: a nested signal would begin
- * at its top and overwrite our frame.  A stack overflow is not a touch of a guard
- * and is passed on while still on the alternate stack.
+ * A calculation runs on the stack of the code that was interrupted, not on a small
+ * alternate one (interrupted.c).  A stack overflow is not a touch of a guard and is
+ * passed on while still on the alternate stack.
  *
  * The signal is not blocked while it is handled, as a calculation may touch
  * another guard.  Threads that block SIGSEGV cannot be helped: the kernel ends
@@ -31,11 +28,7 @@
  *
  * Questions: touch.c has the holder of the GIL asked, with the same signal and a
  * value of our own, to calculate what another thread waits for.  It may be
- * anywhere, so it does so only where that is as safe as at a touch of its own:
- * in foreign code (an extension that spins), or in a system call that waits (an
- * extension in pthread_join), but not in code that a calculation uses or that
- * holds locks it would want: Python, NumPy's core, libc, libm, the loader, malloc
- * wherever it lies.
+ * anywhere, and does so only where that is safe (interrupted.c).
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -54,19 +47,15 @@
 
 #ifdef __linux__
 
+#    include "interrupted.h"
+
 #    include <errno.h>
-#    include <link.h>
-#    include <math.h>
 #    include <pthread.h>
-#    include <sched.h>
 #    include <signal.h>
 #    include <stdint.h>
 #    include <stdlib.h>
 #    include <string.h>
-#    include <sys/auxv.h>
-#    include <sys/mman.h>
 #    include <sys/syscall.h>
-#    include <ucontext.h>
 #    include <unistd.h>
 
 /* Handlers found in our place, one on top of the other. */
@@ -74,22 +63,13 @@
 /* Every so many deferrals we look whether the handler is ours. */
 #    define LOOK_EVERY 64
 /* So often the same instruction may fault though values are there. */
-#    define MAX_REPEATS 1000
-/* Below the stack pointer, code may keep data without having moved it. */
-#    define RED_ZONE 256
-
-/* sched_yield() is not longer: the number, the call, and the error. */
-#    define YIELD_BYTES 16
+#    define MAX_REPEATS 100000
 
 /* The one registry of this file; changed with the GIL held. */
 static struct {
     struct sigaction found[MAX_FOUND];
     int nfound;
     void (*faulthandler)(int); /* its handler, when that has been seen */
-    struct {
-        uintptr_t start, end;
-    } ours[8]; /* code that must not be interrupted */
-    int nours;
     int prepared;
     int look_in; /* deferrals, until we look again */
 } guard;
@@ -105,126 +85,6 @@ static char question;
 
 static void
 on_segv(int signal, siginfo_t *info, void *context);
-
-/* ---- what was interrupted ---- */
-
-#    if defined(__x86_64__)
-static uintptr_t
-program_counter(ucontext_t *context)
-{
-    return (uintptr_t)context->uc_mcontext.gregs[REG_RIP];
-}
-
-static uintptr_t
-stack_pointer(ucontext_t *context)
-{
-    return (uintptr_t)context->uc_mcontext.gregs[REG_RSP];
-}
-
-/* Call function(argument) on another stack. */
-NPY_NOINLINE void
-call_on_stack(void (*function)(void *), void *argument, uintptr_t stack)
-{
-    __asm__ volatile(
-            "movq %%rsp, %%rbx\n\t"
-            "movq %[stack], %%rsp\n\t"
-            "callq *%[function]\n\t"
-            "movq %%rbx, %%rsp"
-            : "+D"(argument)
-            : [function] "r"(function), [stack] "r"(stack)
-            : "rax", "rbx", "rcx", "rdx", "rsi", "r8", "r9", "r10", "r11", "xmm0",
-              "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-              "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
-}
-#    elif defined(__aarch64__)
-static uintptr_t
-program_counter(ucontext_t *context)
-{
-    return (uintptr_t)context->uc_mcontext.pc;
-}
-
-static uintptr_t
-stack_pointer(ucontext_t *context)
-{
-    return (uintptr_t)context->uc_mcontext.sp;
-}
-
-NPY_NOINLINE void
-call_on_stack(void (*function)(void *), void *argument, uintptr_t stack)
-{
-    register void *first __asm__("x0") = argument;
-    __asm__ volatile(
-            "mov x19, sp\n\t"
-            "mov sp, %[stack]\n\t"
-            "blr %[function]\n\t"
-            "mov sp, x19"
-            : "+r"(first)
-            : [function] "r"(function), [stack] "r"(stack)
-            : "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12",
-              "x13", "x14", "x15", "x16", "x17", "x19", "x30", "v0", "v1", "v2", "v3",
-              "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14",
-              "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v24",
-              "v25", "v26", "v27", "v28", "v29", "v30", "v31", "memory", "cc");
-}
-#    else
-static uintptr_t
-program_counter(ucontext_t *NPY_UNUSED(context))
-{
-    return 0;
-}
-
-static uintptr_t
-stack_pointer(ucontext_t *NPY_UNUSED(context))
-{
-    return 0;
-}
-
-static void
-call_on_stack(void (*function)(void *), void *argument, uintptr_t NPY_UNUSED(stack))
-{
-    function(argument);
-}
-#    endif
-
-typedef struct {
-    void (*function)(void *);
-    void *argument;
-} call;
-
-static void
-without_alternate_stack(void *argument)
-{
-    call *inner = argument;
-    stack_t none = {.ss_flags = SS_DISABLE}, before;
-    int changed = sigaltstack(&none, &before) == 0;
-    inner->function(inner->argument);
-    if (changed) {
-        sigaltstack(&before, NULL);
-    }
-}
-
-static int
-is_on(const stack_t *stack, uintptr_t address)
-{
-    return !(stack->ss_flags & SS_DISABLE) &&
-           address - (uintptr_t)stack->ss_sp < stack->ss_size;
-}
-
-/* Call with room for a calculation. */
-static void
-call_with_room(ucontext_t *context, void (*function)(void *), void *argument)
-{
-    call inner = {function, argument};
-    uintptr_t stack = stack_pointer(context);
-    if (stack != 0 && is_on(&context->uc_stack, (uintptr_t)&inner) &&
-        !is_on(&context->uc_stack, stack)) {
-        call_on_stack(without_alternate_stack, &inner,
-                      (stack - RED_ZONE) & ~(uintptr_t)63);
-    }
-    else {
-        function(argument);
-    }
-}
 
 /* ---- handlers of others ---- */
 
@@ -260,7 +120,7 @@ call_found(struct sigaction *found, int signal, siginfo_t *info, void *context)
 static void
 pass_on(int signal, siginfo_t *info, void *context)
 {
-    uintptr_t stack = stack_pointer(context);
+    uintptr_t stack = npy_deferred_stack_pointer(context);
     if (stack != 0 && passed_frame - stack > MOST_PASSED_STACK) {
         passed = 0; /* it was left by longjmp */
     }
@@ -397,79 +257,6 @@ follow_faulthandler(void)
 
 /* ---- questions ---- */
 
-/* The code that must not be interrupted has these in it. */
-static int
-add_ours(struct dl_phdr_info *object, size_t NPY_UNUSED(size), void *NPY_UNUSED(unused))
-{
-    const uintptr_t landmarks[] = {(uintptr_t)&Py_IsInitialized,
-                                   (uintptr_t)&add_ours,
-                                   (uintptr_t)&malloc,
-                                   (uintptr_t)&getpid,
-                                   (uintptr_t)&sin,
-                                   (uintptr_t)&pthread_create,
-                                   (uintptr_t)getauxval(AT_BASE)};
-    uintptr_t start = UINTPTR_MAX, end = 0;
-    for (int i = 0; i < object->dlpi_phnum; i++) {
-        const ElfW(Phdr) *part = &object->dlpi_phdr[i];
-        if (part->p_type == PT_LOAD) {
-            uintptr_t from = object->dlpi_addr + part->p_vaddr;
-            start = from < start ? from : start;
-            end = from + part->p_memsz > end ? from + part->p_memsz : end;
-        }
-    }
-    for (size_t i = 0; i < sizeof(landmarks) / sizeof(*landmarks); i++) {
-        if (start <= landmarks[i] && landmarks[i] < end &&
-            guard.nours < (int)(sizeof(guard.ours) / sizeof(*guard.ours))) {
-            guard.ours[guard.nours].start = start;
-            guard.ours[guard.nours].end = end;
-            guard.nours++;
-            break;
-        }
-    }
-    return 0;
-}
-
-/* Whether a thread stands in a system call that waits for others. */
-static int
-is_waiting(ucontext_t *context)
-{
-    /* One that spins is hardly ever found outside of it, and it never waits. */
-    if (program_counter(context) - (uintptr_t)&sched_yield < YIELD_BYTES) {
-        return 1;
-    }
-#    if defined(__x86_64__)
-    const unsigned char *code = (const unsigned char *)program_counter(context);
-    long long result = context->uc_mcontext.gregs[REG_RAX];
-    if (code[0] == 0x0f && code[1] == 0x05) { /* it is to be made again */
-        return result == SYS_futex || result == SYS_nanosleep ||
-               result == SYS_clock_nanosleep || result == SYS_sched_yield;
-    }
-    return code[-2] == 0x0f && code[-1] == 0x05 && result == -EINTR;
-#    elif defined(__aarch64__)
-    const unsigned int *code = (const unsigned int *)program_counter(context);
-    long long number = context->uc_mcontext.regs[8];
-    if (code[0] == 0xd4000001) {
-        return number == SYS_futex || number == SYS_nanosleep ||
-               number == SYS_clock_nanosleep;
-    }
-    return code[-1] == 0xd4000001 && (long long)context->uc_mcontext.regs[0] == -EINTR;
-#    else
-    return 0;
-#    endif
-}
-
-static int
-may_be_interrupted(ucontext_t *context)
-{
-    uintptr_t pc = program_counter(context);
-    for (int i = 0; i < guard.nours; i++) {
-        if (guard.ours[i].start <= pc && pc < guard.ours[i].end) {
-            return is_waiting(context);
-        }
-    }
-    return pc != 0;
-}
-
 static void
 answer(void *NPY_UNUSED(unused))
 {
@@ -545,20 +332,20 @@ on_segv(int signal, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
     if (info->si_code == SI_QUEUE && info->si_value.sival_ptr == &question) {
-        if (may_be_interrupted(context) && npy_deferred_holds_gil()) {
-            call_with_room(context, answer, NULL);
+        if (npy_deferred_may_interrupt(context) && npy_deferred_holds_gil()) {
+            npy_deferred_call_with_room(context, answer, NULL);
         }
         errno = saved_errno;
         return;
     }
     if (is_fault(info) && npy_deferred_is_guard(info->si_addr) &&
-        (uintptr_t)info->si_addr != program_counter(context) &&
-        !is_stuck(info->si_addr, program_counter(context))) {
+        (uintptr_t)info->si_addr != npy_deferred_program_counter(context) &&
+        !is_stuck(info->si_addr, npy_deferred_program_counter(context))) {
         if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
             npy_deferred_report_stack();
         }
         touch t = {info->si_addr, 0};
-        call_with_room(context, handle_touch, &t);
+        npy_deferred_call_with_room(context, handle_touch, &t);
         errno = saved_errno;
         if (t.found == 0) {
             return;
@@ -579,7 +366,7 @@ npy_deferred_guard_watch(void)
         PyErr_Fetch(&type, &value, &traceback);
         follow_faulthandler();
         PyErr_Restore(type, value, traceback);
-        dl_iterate_phdr(add_ours, NULL);
+        npy_deferred_find_our_code();
         if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
             npy_deferred_prepare_report();
         }

@@ -176,12 +176,22 @@ release_guard(slot *s)
     else if (is_large(s)) {
         keep_warm(s);
     }
-    else if (npy_deferred_slot_close(s, 1) == 0) {
-        s->extent = 0;
-        npy_deferred_slot_push(&npy_deferred_slots.ready[class], s, READY);
-    }
     else {
-        let_pages_go(s); /* too many mappings: from now on it is a block */
+        /* It was touched: blocks of small classes are warm in arenas of their own. */
+        slot *block = npy_deferred_slot_empty(class);
+        if (block != NULL && npy_deferred_slot_move_pages(s, block) == 0) {
+            keep_warm(block);
+        }
+        else if (block != NULL) {
+            npy_deferred_slot_push(&npy_deferred_slots.empty[class], block, EMPTY);
+        }
+        if (npy_deferred_slot_close(s, 1) == 0) {
+            s->extent = 0;
+            npy_deferred_slot_push(&npy_deferred_slots.ready[class], s, READY);
+        }
+        else {
+            let_pages_go(s); /* too many mappings: from now on it is a block */
+        }
     }
 }
 

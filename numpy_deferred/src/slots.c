@@ -39,6 +39,15 @@
 #    include <unistd.h>
 #    define GUARD_MAPPING (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
 #endif
+/* Of Linux 5.7 and 4.17; the headers we are built with may be older. */
+#ifdef __linux__
+#    ifndef MREMAP_DONTUNMAP
+#        define MREMAP_DONTUNMAP 4
+#    endif
+#    ifndef MAP_FIXED_NOREPLACE
+#        define MAP_FIXED_NOREPLACE 0x100000
+#    endif
+#endif
 
 /* An arena of smaller slots; of larger ones it has LARGE_SLOTS. */
 #define ARENA_BYTES ((size_t)1 << 22)

@@ -2,8 +2,9 @@
  * Touches: somebody needs the values of a deferred array now, no hook has seen
  * it coming, and there is nobody to whom a failure could be returned.
  *
- * PyArray_DATA comes here (npy_deferred_data_needed), and the fault handler in
- * guard.c, when compiled code reads or writes the guard of an array.
+ * PyArray_DATA comes here, inside NumPy (npy_deferred_data_needed) and in extensions
+ * compiled with our headers (npy_deferred_data_for_extension), and the fault handler
+ * in guard.c, when compiled code reads or writes the guard of an array.
  *
  * A thread that holds the GIL calculates right there.  One that does not must
  * not simply wait for the GIL: its holder may be waiting for this thread (an
@@ -194,7 +195,34 @@ npy_deferred_holds_gil(void)
     return current != NULL && current->thread_id == PyThread_get_thread_ident();
 }
 
-/* See to it that values are at the address; as npy_deferred_bring. */
+/*
+ * Calculate, leaving errors for later.  Returns 0, or -1 with an exception set
+ * when there is no memory.
+ */
+static int
+calculate_now(PyArrayObject *arr)
+{
+    if (npy_deferred_calculate(arr) == 0) {
+        return 0;
+    }
+    PyObject *error[3];
+    PyErr_Fetch(&error[0], &error[1], &error[2]);
+    int result = calculate_silently(arr);
+    if (result == 0) {
+        PyErr_Restore(error[0], error[1], error[2]);
+        raise_later();
+        return 0;
+    }
+    for (int i = 0; i < 3; i++) {
+        Py_XDECREF(error[i]);
+    }
+    return -1;
+}
+
+/*
+ * See to it that values are at the address; as npy_deferred_bring.  `how` is who
+ * has touched it, for reports; NULL: nothing to report.
+ */
 static int
 serve(const void *address, const char *how)
 {
@@ -203,19 +231,15 @@ serve(const void *address, const char *how)
     PyArrayObject *arr = npy_deferred_want(address);
     if (arr != NULL) {
         Py_INCREF(arr);
-        if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
+        if (how != NULL) {
+            npy_deferred_stats.late++;
+        }
+        if (how != NULL && npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
             report(arr, how);
         }
-        npy_deferred_stats.late++;
-        if (npy_deferred_calculate(arr) < 0) {
-            PyObject *error[3];
-            PyErr_Fetch(&error[0], &error[1], &error[2]);
-            if (calculate_silently(arr) < 0) {
-                PyErr_Print();
-                die(arr, "no memory for its values");
-            }
-            PyErr_Restore(error[0], error[1], error[2]);
-            raise_later();
+        if (calculate_now(arr) < 0) {
+            PyErr_Print();
+            die(arr, "no memory for its values");
         }
     }
     int found = npy_deferred_bring(address);
@@ -239,6 +263,7 @@ serve(const void *address, const char *how)
 typedef struct request request;
 struct request {
     const void *address;
+    const char *how;
     int done, found;
     request *next;
 };
@@ -313,8 +338,9 @@ npy_deferred_serve_requests(void)
     pthread_mutex_lock(&requests.mutex);
     while (requests.first != NULL) {
         const void *address = requests.first->address;
+        const char *how = requests.first->how;
         pthread_mutex_unlock(&requests.mutex);
-        int found = serve(address, "compiled code without the GIL");
+        int found = serve(address, how);
         pthread_mutex_lock(&requests.mutex);
         finish(address, found);
     }
@@ -367,10 +393,10 @@ start_server(void)
 
 /* Wait for the values at an address; as npy_deferred_bring. */
 static int
-request_values(const void *address)
+request_values(const void *address, const char *how)
 {
     int cancelable;
-    request r = {.address = address};
+    request r = {.address = address, .how = how};
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelable);
     pthread_mutex_lock(&requests.mutex);
     r.next = requests.first;
@@ -398,10 +424,10 @@ request_values(const void *address)
 #else
 
 static int
-request_values(const void *address)
+request_values(const void *address, const char *how)
 {
     PyGILState_STATE gil = PyGILState_Ensure();
-    int found = serve(address, "compiled code without the GIL");
+    int found = serve(address, how);
     PyGILState_Release(gil);
     return found;
 }
@@ -415,8 +441,29 @@ npy_deferred_touched(const void *address)
         fprintf(stderr, "numpy: a deferred array is read after Python has ended\n");
         abort();
     }
-    return npy_deferred_holds_gil() ? serve(address, "compiled code")
-                                    : request_values(address);
+    return npy_deferred_holds_gil()
+                   ? serve(address, "compiled code")
+                   : request_values(address, "compiled code without the GIL");
+}
+
+NPY_NO_EXPORT void *
+npy_deferred_data_for_extension(PyArrayObject *arr)
+{
+    void *data = ((PyArrayObject_fields *)arr)->data;
+    if (!npy_deferred_holds_gil()) {
+        request_values(data, NULL);
+        return data;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (npy_deferred_is(arr) && calculate_now(arr) < 0) {
+        Py_XDECREF(type);
+        Py_XDECREF(value);
+        Py_XDECREF(traceback);
+        return NULL;
+    }
+    PyErr_Restore(type, value, traceback);
+    return ((PyArrayObject_fields *)arr)->data;
 }
 
 /* ---- PyArray_DATA ---- */

@@ -127,6 +127,50 @@ PyArray_GetDeferredUsageCount(PyArrayObject *arr)
     return _NPY_DEFERRED_FUNCTION(3, (PyArrayObject *))(arr);
 }
 
+/*
+ * In extensions, PyArray_DATA and PyArray_BYTES, and so PyArray_GETPTR1 and all
+ * macros that use them, calculate a deferred array; with the GIL or without.  They
+ * are NULL, with an exception set, when there is no memory for the values.
+ */
+#    ifdef __GNUC__
+/*
+ * "pure", so that a loop over PyArray_GETPTR1 need not look at the array afresh for
+ * each element: what the caller sees of a calculation is the pointer it returns.
+ */
+#        define _NPY_DEFERRED_SELDOM __attribute__((pure, noinline, cold, unused))
+#    else
+#        define _NPY_DEFERRED_SELDOM
+#    endif
+
+_NPY_DEFERRED_SELDOM static void *
+_npy_deferred_calculated_data(const PyArrayObject *arr)
+{
+    if (PyArray_API == NULL) {
+        return ((PyArrayObject_fields *)arr)->data;
+    }
+    return (*(void *(*)(PyArrayObject *))PyArray_API[_NPY_DEFERRED_API_SLOT + 4])(
+            (PyArrayObject *)arr);
+}
+
+static inline void *
+_npy_deferred_data(const PyArrayObject *arr)
+{
+    /* No array has the flag where the table ends before the slot. */
+    if (NPY_UNLIKELY(((PyArrayObject_fields *)arr)->flags & NPY_ARRAY_DEFERRED)) {
+        return _npy_deferred_calculated_data(arr);
+    }
+    return ((PyArrayObject_fields *)arr)->data;
+}
+
+static inline char *
+_npy_deferred_bytes(const PyArrayObject *arr)
+{
+    return (char *)_npy_deferred_data(arr);
+}
+
+#    define PyArray_DATA _npy_deferred_data
+#    define PyArray_BYTES _npy_deferred_bytes
+
 #endif /* !NPY_INTERNAL_BUILD */
 
 #endif /* NUMPY_DEFERRED_INCLUDE_NUMPY__DEFERRED_API_H_ */
