@@ -126,6 +126,7 @@ class Generator:
         self.namespace = {**NAMES, "on_error": lambda *args: None}
         self.namespace["log"] = runtime.Stream("log", lambda what: None)
         self.mode = QUIET
+        self.strict = False  # warnings are errors
         self.number = 0
         self.count = 0
         self.depth = 0
@@ -601,6 +602,8 @@ class Generator:
 
     def error_block(self, length):
         mode = self.choose([QUIET, REPORT, REPORT, RAISE, RAISE])
+        if self.strict and mode == REPORT:
+            mode = RAISE
         arguments = self.error_state(mode)
         # What is printed is nothing that a program could see.
         state = arguments.replace("'print'", "'ignore'")
@@ -612,8 +615,10 @@ class Generator:
     def strict_block(self, length):
         """Warnings are errors: as in mode raise, but by the warning filter."""
         arguments = self.choose(["all='warn'", "divide='warn', invalid='warn'"])
+        before, self.strict = self.strict, True
         with np.errstate(all="warn"), self.inside(RAISE):
             body = self.parts(length)
+        self.strict = before
         return Block(
             [f"with np.errstate({arguments}), warnings.catch_warnings():"],
             body,

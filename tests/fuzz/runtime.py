@@ -260,11 +260,17 @@ class Run:
         }
         outcome = self.outcome
         for name, value in variables.items():
-            outcome.variables[name] = see(value)
+            try:
+                outcome.variables[name] = see(value)
+            except Exception as error:
+                outcome.variables[name] = see(error)
             if isinstance(value, np.ndarray):
                 base = ids.get(id(value.base), "")
                 outcome.variables[name] += (f"base {base}",)
-        np.deferred.calculate_all()
+        try:
+            np.deferred.calculate_all()
+        except Exception as error:
+            outcome.broken.append(f"something raises for ever: {error}")
         for name, value in variables.items():
             if isinstance(value, np.ndarray):
                 self.look_at_marks(name, value)
