@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from helpers.compare import assert_same, comparison
+from helpers.values import values
 
 
 def turned(array, choice):
@@ -121,3 +122,19 @@ def test_which_nan_in_complex_sums_and_products(dtype, n):
                 for i in range(3)
             ]
             compared.same(f"seed {seed}", choice.choice(SUMS), *operands)
+
+
+@pytest.mark.parametrize("to", ["i4", "u4", "i8", "u8"])
+@pytest.mark.parametrize("char", ["e", "f", "d", "g"])
+def test_numbers_that_integers_cannot_hold(char, to):
+    """What these become depends on their place in a run, too."""
+
+    def run(*shape):
+        a = values(char, shape[0] * shape[1], 1).reshape(shape)
+        total = np.zeros(shape, to)
+        total[...] = a + a[::-1]
+        return total, (a + a[::-1]).astype(to), (np.fabs(a) - a[::-1]).astype(to)
+
+    with comparison() as compared, np.errstate(all="ignore"):
+        for shape in [(7, 7), (20, 21), (200, 210), (300, 70)]:
+            compared.same(str(shape), run, *shape)

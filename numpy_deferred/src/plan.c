@@ -171,14 +171,19 @@ wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
 }
 
 /*
- * Whether the sign of a NaN depends on which elements lie beside it.  Another
- * walk than eager NumPy's will not do then.
+ * Whether the sign of a NaN, or what a number becomes that an integer cannot
+ * hold, depends on which elements lie beside it.
  */
 static int
-depends_on_neighbours(npy_deferred_node *node)
+depends_on_neighbours(const npy_deferred_plan *plan, const npy_deferred_step *step)
 {
-    PyObject *ufunc = (PyObject *)node->ufunc;
-    return PyTypeNum_ISCOMPLEX(node->descrs[node->nin]->type_num) &&
+    int from = plan->values[step->args[0]].descr->type_num;
+    int to = plan->values[step->args[step->nargs - 1]].descr->type_num;
+    if (step->is_cast) {
+        return PyTypeNum_ISINTEGER(to) && !PyTypeNum_ISINTEGER(from);
+    }
+    PyObject *ufunc = (PyObject *)step->node->ufunc;
+    return PyTypeNum_ISCOMPLEX(to) &&
            (ufunc == n_ops.add || ufunc == n_ops.multiply || ufunc == n_ops.square);
 }
 
@@ -216,9 +221,6 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         int args[NPY_DEFERRED_MAX_NIN + 1];
         npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
         int is_root = i == nnodes - 1;
-        if (walk->iter != NULL && depends_on_neighbours(node)) {
-            return 1;
-        }
         find_arguments(plan, walk, node, results, args);
         if (wanted_strides(plan, walk, node, is_root, target, args, strides) < 0) {
             return -1;
@@ -252,6 +254,12 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         npy_deferred_node *root = walk->expression->nodes[nnodes - 1];
         add_cast_step(plan, target == NPY_DEFERRED_ASSIGN ? NULL : root,
                       results[nnodes - 1], plan->out);
+    }
+    /* The iterator's way is not always that of eager NumPy. */
+    for (int i = 0; walk->iter != NULL && i < plan->nsteps; i++) {
+        if (depends_on_neighbours(plan, &plan->steps[i])) {
+            return 1;
+        }
     }
     return 0;
 }
