@@ -62,7 +62,11 @@ def find_crash(seed, first, large):
 
 def write_script(arguments, index):
     """Shrink a program that fails; returns where the script is."""
-    parts, state = shrink.in_child(program, arguments.seed, index, arguments.large)
+    written = shrink.in_child(program, arguments.seed, index, arguments.large)
+    if isinstance(written, str):
+        print(f"program {index} cannot be written: {written}", flush=True)
+        return None
+    parts, state = written
     if shrink.is_slow(parts):
         print(f"program {index} is slow without deferral too", flush=True)
         return None

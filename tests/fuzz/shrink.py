@@ -15,6 +15,8 @@ from fuzz import runtime
 from fuzz.grammar import NAMES, QUIET, Block, render
 from helpers import reading, values, writing
 
+#: Bytes that a process may use; a program that needs more is not written.
+MEMORY = 2**31
 #: Seconds of CPU time after which a program hangs; it may wait ten times as long.
 PATIENCE = 60
 
@@ -40,6 +42,7 @@ def in_child(function, *args):
         status = 1
         try:
             limit_time()
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             with os.fdopen(writer, "wb") as pipe:
                 pickle.dump(function(*args), pipe)
             status = 0

@@ -65,12 +65,15 @@ SCALARS = [
 ]
 DTYPES = list("?bBhHiIlLqQefdgFDG")
 ODD_DTYPES = [">f8", ">i4", ">f4", ">c16", ">u2", ">f2", "m8[s]", "M8[s]", "O"]
-COMMON_DTYPES = ["d", "d", "d", "f", "f", "l", "i", "?", "D"]
+COMMON_DTYPES = ["d", "d", "d", "f", "f", "e", "l", "i", "?", "D"]
 SHAPES = [
     *[(6,), (4, 6), (3, 4), (4, 3), (1,), (12,), (2, 3, 4), (1, 6), (4, 1), (6, 6), ()],
     *[(12,), (6,), (4, 6), (0,), (3, 0), (1, 1), (5,), (2, 1, 6), (4, 1, 6), (130,)],
 ]
-LARGE_SHAPES = [(9000,), (100, 120), (40000,), (200, 210), (3, 5000), (70000,)]
+LARGE_SHAPES = [
+    *[(9000,), (100, 120), (40000,), (200, 210), (3, 5000), (70000,)],
+    *[(1033,), (4099,), (8197,)],  # the end of a loop is short
+]
 LAYOUTS = [
     "values({dtype!r}, {n}, {k}).reshape({shape}).copy()",
     "np.array(values({dtype!r}, {n}, {k}).reshape({shape}), order='F')",
@@ -103,9 +106,14 @@ LAYOUTS = [
     ),
     "np.frombuffer(bytearray(values({dtype!r}, {n}, {k}).tobytes()), {dtype!r})",
     "np.asfortranarray(values({dtype!r}, {n}, {k}).reshape({shape}))[::-1]",
+    # Many NaNs of one sign, or the other.
+    (
+        "np.where(np.arange({n}) % 5 < 3, [np.nan, -np.nan][{k} % 2], "
+        "values({dtype!r}, {n}, {k})).astype({dtype!r}).reshape({shape})"
+    ),
 ]
 #: Plain ones are what most operations are about.
-LAYOUT_WEIGHTS = [12, 4, 2, 3, 1, 2, 4, 3, 3, 2, 2, 1, 2, 2, 2, 1, 1, 1, 2]
+LAYOUT_WEIGHTS = [12, 4, 2, 3, 1, 2, 4, 3, 3, 2, 2, 1, 2, 2, 2, 1, 1, 1, 2, 2]
 VIEWS = [
     *("{0}[:]", "{0}[::2]", "{0}[::-1]", "{0}[1:]", "{0}[:-1]", "{0}[1:-1]", "{0}.T"),
     *("{0}[..., None]", "{0}[None]", "{0}[..., 0]", "{0}[0]", "{0}[-1]", "{0}[...]"),
