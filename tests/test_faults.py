@@ -145,6 +145,10 @@ def test_every_public_function_is_reached():
     assert not [name for name in names if f"{name}(" not in source]
 
 
+def kinds_of_numpy(findings):
+    return {finding.kind for finding in findings if finding.whose() == "numpy"}
+
+
 def programs():
     for program in PROGRAMS:
         for row in ROWS:
@@ -158,8 +162,11 @@ def test_allocation_fails(library, program, row):
     assert injected > 0
     ours = [finding for finding in findings if finding.whose() == "us"]
     assert not ours, "\n".join(map(str, dict.fromkeys(ours)))
-    kinds = {finding.kind for finding in findings if finding.whose() == "numpy"}
-    if kinds:
+    if kinds := kinds_of_numpy(findings):
         # The proof: it happens without deferral too.
         eager, _ = inject(library, program, f"--row={row}", "--eager")
-        assert kinds <= {finding.kind for finding in eager}
+        more = kinds - {finding.kind for finding in eager}
+        # What CPython's caches decide does not happen each time.
+        assert not more or not more & kinds_of_numpy(
+            inject(library, program, f"--row={row}")[0]
+        )
