@@ -1,5 +1,7 @@
 """Operands whose orders in memory differ, so that one walk may not do for all."""
 
+import itertools
+import math
 import random
 
 import numpy as np
@@ -138,3 +140,15 @@ def test_numbers_that_integers_cannot_hold(char, to):
     with comparison() as compared, np.errstate(all="ignore"):
         for shape in [(7, 7), (20, 21), (200, 210), (300, 70)]:
             compared.same(str(shape), run, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (2, 1), (1, 1, 1)])
+def test_one_element(shape):
+    """A loop is told to stay where it is, not to go on."""
+    with comparison() as compared, np.errstate(all="ignore"):
+        for char, order in itertools.product("efdD", "<>"):
+            size = math.prod(shape)
+            a = values(char, size, 3).reshape(shape).astype(f"{order}{char}")
+            for ufunc in [np.arccos, np.log, np.square, np.exp]:
+                compared.same(f"{a.dtype} {ufunc}", ufunc, a)
+                compared.same(f"{a.dtype} {ufunc}", lambda f, a: f(f(a)), ufunc, a)

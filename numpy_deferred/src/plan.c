@@ -146,7 +146,8 @@ result_value(npy_deferred_plan *plan, npy_deferred_node *node, int is_root,
 
 /*
  * The strides eager NumPy's loop would see.  On a direct walk these follow
- * from what is known; else the iterator is asked.
+ * from what is known; else the iterator is asked, which may have none for the
+ * only element.
  */
 static int
 wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
@@ -154,7 +155,7 @@ wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                const int args[], npy_intp strides[])
 {
     PyArrayObject *out = is_root && target != NPY_DEFERRED_ASSIGN ? walk->out : NULL;
-    if (walk->iter != NULL) {
+    if (walk->iter != NULL || PyArray_SIZE(walk->out) == 1) {
         return npy_deferred_eager_strides(node, out, strides);
     }
     for (int i = 0; i < node->nin; i++) {
