@@ -1,9 +1,9 @@
 """
 A short run of the fuzzer, and the fuzzer itself: `spin fuzz` is the long run.
 
-Hypothesis draws programs; tests/fuzz shrinks those that fail, statement by
-statement, to a script that stands alone.  FUZZ_PROGRAMS in the environment says
-how many are tried.
+Hypothesis draws programs, the same ones each time, as chance belongs into long runs;
+tests/fuzz shrinks those that fail, statement by statement, to a script that stands
+alone.  FUZZ_PROGRAMS in the environment says how many are tried.
 """
 
 import os
@@ -32,7 +32,12 @@ def fail(parts, state, about):
     pytest.fail(shrink.script(shrinker.shrink(), state, about), pytrace=False)
 
 
-@settings(max_examples=PROGRAMS, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(
+    max_examples=PROGRAMS,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_programs(seed):
     parts, state = generate(random.Random(seed))
