@@ -16,7 +16,7 @@ from spin.cmds.util import run
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from deferred_tools import check, openblas, sdist, series, worktree
+from deferred_tools import check, ecosystem, openblas, sdist, series, worktree
 from deferred_tools.project import HERE, ToolError, say
 
 ROOT = HERE.root
@@ -362,6 +362,55 @@ def interop(ctx, pytest_args, no_build, jobs):
         done = subprocess.run([*map(str, command), *pytest_args], cwd=ROOT)
         failed |= done.returncode != 0
     raise SystemExit(int(failed))
+
+
+@click.command("ecosystem", context_settings=PASS_ON)
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--project", "only", multiple=True, help="Only this one's suite.")
+@click.option("--default-size", is_flag=True, help="Tiny arrays run at once.")
+@click.option("--no-build", is_flag=True, help="Use the newest wheel in dist/.")
+@click.option("-j", "jobs", default="2", show_default=True, help="Parallel jobs.")
+@click.pass_context
+@readable_errors
+def ecosystem_(ctx, pytest_args, only, default_size, no_build, jobs):
+    """🌍 Run other projects' test suites eagerly and deferred
+
+    The parts of them that tests/ecosystem/suites.toml lists, in the environment
+    of `spin interop`. Fails when a test has another outcome with deferral on and
+    expected-differences.toml does not list it. Reports are in build-ecosystem/.
+    """
+    python, _ = interop_python(ctx, no_build)
+    directory = ROOT / "tests" / "ecosystem"
+    reasons = ecosystem.expected(directory)
+    reports = ROOT / "build-ecosystem"
+    reports.mkdir(exist_ok=True)
+    min_bytes = {} if default_size else {"NUMPY_DEFERRED_MIN_BYTES": "0"}
+    os.environ.pop("NUMPY_DEFERRED_MIN_BYTES", None)
+    used, seen, bad = set(), set(), []
+    for name, modules in ecosystem.suites(directory).items():
+        if only and name not in only:
+            continue
+        found = {}
+        for mode, deferral in (("eager", "0"), ("deferred", "1")):
+            environment = {"NUMPY_DEFERRED": deferral, **min_bytes}
+            report = reports / f"{name}-{mode}.xml"
+            found[mode] = ecosystem.run(
+                python, modules, report, jobs, environment, pytest_args
+            )
+            say(f"{name}, {mode}: {ecosystem.count(found[mode])}")
+        lines, matched = ecosystem.compare(found["eager"], found["deferred"], reasons)
+        used |= matched
+        seen |= found["eager"].keys() | found["deferred"].keys()
+        bad += lines
+    bad += [
+        f"{entry}: listed, and the outcome is the same"
+        for entry in ecosystem.unused(reasons, used, seen)
+    ]
+    for line in bad:
+        click.secho(line, fg="red")
+    if bad:
+        raise click.ClickException(f"{len(bad)} differences")
+    print(f"no difference but {len(used)} that are listed")
 
 
 @click.command(context_settings=PASS_ON)

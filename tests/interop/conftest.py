@@ -19,6 +19,7 @@ UNSEEN_WRITE = (
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"unseen_write: {UNSEEN_WRITE}")
+    assert "deferred" in dir(np), f"{np.__file__} is not ours"
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,7 @@ from helpers.extensions import build_extensions
 from helpers.handover import (
     handed,
     in_threads,
+    larger_lengths,
     lengths,
     operand_of,
     pending,
@@ -195,7 +196,7 @@ class TestCython:
 
         assert_same(work)
 
-    @pytest.mark.parametrize("n", [8192, 2**19])
+    @larger_lengths
     def test_keeper_of_an_array_calculated_since(self, cython, n):
         def work():
             x = pending(n)
@@ -231,7 +232,7 @@ class TestCython:
 
         assert_same(work)
 
-    @pytest.mark.parametrize("n", [8192, 2**19])
+    @larger_lengths
     def test_wrapped(self, cython, n):
         """A second array on the memory of a pending one."""
 
@@ -240,6 +241,19 @@ class TestCython:
             w = cython.wrapped(x)
             y = w + 1
             return y, w.sum(), x
+
+        assert_same(work)
+
+    @squares
+    def test_touched_first(self, cython, shape):
+        """Once compiled code has touched it, its address stays."""
+
+        def work():
+            x = pending(shape[0] * shape[1])
+            w = cython.wrapped(x)
+            total = cython.sum_data(w)
+            w[1:] = x[:-1]
+            return np.shares_memory(w, x), total, x, w * 2
 
         assert_same(work)
 

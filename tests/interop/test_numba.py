@@ -8,6 +8,7 @@ from helpers.handover import (
     dtypes,
     handed,
     in_threads,
+    larger_lengths,
     lengths,
     operand_of,
     pending,
@@ -197,14 +198,14 @@ def test_read_only():
         scale_declared(read_only, 3.0)
 
 
-@lengths
+@larger_lengths
 def test_returned(n):
     """Arrays that come back share the memory of those that went in."""
 
     def work():
         x = pending(n)
         y, z = same(x), part(x)
-        w = handed(y * 2) if n > 100 else y * 2
+        w = handed(y * 2)
         y[1] = 100.0
         u = z + 1
         z[0] = -1.0
@@ -213,7 +214,7 @@ def test_returned(n):
     assert_same(work)
 
 
-@lengths
+@larger_lengths
 def test_several(n):
     assert_same(lambda: pair(pending(n), pending(n, seed=1)))
 
