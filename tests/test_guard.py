@@ -169,6 +169,18 @@ class TestTouch:
         assert done.stdout == ""
         assert "used after it had changed" in done.stderr
 
+    def test_both_addresses_in_one_instruction(self, python):
+        """The pages cannot be at both: a message, not a loop for ever."""
+        done = python("""
+        import ctypes
+        x = deferred(8192)
+        old = touch.address(x)
+        x.sum()
+        ctypes.memmove(old, touch.address(x), x.nbytes)
+        """)
+        assert done.returncode == -signal.SIGSEGV
+        assert "uses two addresses of a deferred array at once" in done.stderr
+
     def test_operands_and_results(self, passes):
         """A touch in the middle of an expression."""
         passes("""

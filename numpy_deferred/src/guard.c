@@ -314,17 +314,31 @@ handle_touch(void *argument)
     t->found = npy_deferred_touched(t->address);
 }
 
-/* Whether an instruction faults again and again, though it should not. */
+/*
+ * Whether an instruction faults again and again, though it should not: one that
+ * copies between both addresses of a result has the pages moved to and fro.
+ */
 static int
 is_stuck(const void *address, uintptr_t pc)
 {
-    static NPY_TLS const void *last_address;
+    static NPY_TLS const void *last_addresses[2];
     static NPY_TLS uintptr_t last_pc;
     static NPY_TLS int repeats;
-    repeats = address == last_address && pc == last_pc ? repeats + 1 : 0;
-    last_address = address;
+    int again = address == last_addresses[0] || address == last_addresses[1];
+    repeats = again && pc == last_pc ? repeats + 1 : 0;
+    if (address != last_addresses[0]) {
+        last_addresses[1] = last_addresses[0];
+        last_addresses[0] = address;
+    }
     last_pc = pc;
-    return repeats > MAX_REPEATS;
+    if (repeats <= MAX_REPEATS) {
+        return 0;
+    }
+    static const char text[] =
+            "numpy: compiled code uses two addresses of a deferred array at once, the "
+            "one it had before its calculation and the one after; call "
+            "np.deferred.calculate() first\n";
+    return write(2, text, sizeof(text) - 1) != 0;
 }
 
 static void
