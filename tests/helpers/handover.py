@@ -23,7 +23,9 @@ SQUARES = {"small": (8, 8), "64KiB": (90, 91), "4MiB": (720, 730)}
 lengths = pytest.mark.parametrize("n", LENGTHS.values(), ids=LENGTHS)
 #: For code that keeps the address of a pending array till after its calculation:
 #: that ends the process when the array is smaller than a page (doc/extensions.rst).
-larger_lengths = pytest.mark.parametrize("n", [*LENGTHS.values()][1:])
+larger_lengths = pytest.mark.parametrize(
+    "n", [*LENGTHS.values()][1:], ids=[*LENGTHS][1:]
+)
 squares = pytest.mark.parametrize("shape", SQUARES.values(), ids=SQUARES)
 
 

@@ -89,6 +89,13 @@ def test_not_run(tmp_path):
         ecosystem.run(sys.executable, ["no_such_suite"], tmp_path / "x.xml", 1, {})
 
 
+def test_worst_of_a_name(tmp_path):
+    cases = ["<skipped/>", "<failure/>", "", "<system-out/>"]
+    text = "".join(f'<testcase classname="a" name="b">{c}</testcase>' for c in cases)
+    (tmp_path / "x.xml").write_text(f"<testsuite>{text}</testsuite>")
+    assert ecosystem.outcomes(tmp_path / "x.xml") == {"a::b": "failed"}
+
+
 def test_own_files(real):
     """What is listed can be read, and names modules of the suites."""
     directory = real.root / "tests" / "ecosystem"

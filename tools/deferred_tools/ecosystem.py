@@ -9,6 +9,8 @@ from .project import ToolError
 
 # These stop the run before a test has had an outcome.
 _PYTEST_FAILED = (2, 3, 4, 5)
+_KINDS = {"skipped": "skipped", "failure": "failed", "error": "error"}
+_WORSE = ["passed", *_KINDS.values()]
 
 
 def suites(directory):
@@ -50,14 +52,9 @@ def outcomes(report):
     found = {}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}::{case.get('name')}"
-        kinds = [child.tag for child in case]
-        outcome = "passed"
-        for kind in ("skipped", "failure", "error"):
-            if kind in kinds:
-                outcome = {"failure": "failed"}.get(kind, kind)
-        # A test whose teardown fails is there twice.
-        if found.get(name, "passed") == "passed":
-            found[name] = outcome
+        kinds = [_KINDS[child.tag] for child in case if child.tag in _KINDS]
+        # Names need not be unique, and a test whose teardown fails is there twice.
+        found[name] = max([found.get(name, "passed"), *kinds], key=_WORSE.index)
     return found
 
 
