@@ -18,7 +18,7 @@ from helpers import reading, values, writing
 #: Bytes that a process may use; a program that needs more is not written.
 MEMORY = 2**31
 #: Seconds of CPU time after which a program hangs; it may wait ten times as long.
-PATIENCE = 60
+PATIENCE = 20
 
 
 def limit_time():
@@ -77,7 +77,7 @@ def is_slow(parts):
     start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     in_child(eager_run, parts)
     end = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    return end - start > PATIENCE / 6
+    return end - start > PATIENCE / 4
 
 
 def eager_run(parts):
