@@ -56,7 +56,8 @@ def test_only_large_arrays_deferred():
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "fuzz"),
-            *("--large", "0.9", "--minutes", "0.2", "--output", os.devnull),
+            *("--large", "0.9", "--seed", "1", "--minutes", "0.2"),
+            *("--output", os.devnull),
         ],
         env=environment | {"PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])},
         capture_output=True,

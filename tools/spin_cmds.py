@@ -51,7 +51,7 @@ SANITIZERS = {
         "LD_PRELOAD": "libasan.so",
         # Python itself leaves memory behind; our tests ask for too much of it;
         # tests/test_faults.py preloads another library before this one.
-        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1"
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:abort_on_error=1"
         ":verify_asan_link_order=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"
         f":suppressions={SUPPRESSIONS / 'undefined.txt'}",
