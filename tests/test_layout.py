@@ -150,6 +150,17 @@ def test_of_temporaries(name):
         assert TEMPORARIES[name](*tables).flags.deferred
 
 
+@pytest.mark.parametrize("other", [np.True_, np.ones(50_000, bool), 1])
+def test_type_of_temporaries(other):
+    """Of two types with one meaning, it is that of the temporary."""
+    a = np.ones(50_000, np.longlong)
+    chars = []
+    for state in [False, True]:
+        with np.deferredstate(state):
+            chars.append((np.abs(a) | other).dtype.char)
+    assert chars == ["q", "q"]
+
+
 @pytest.mark.parametrize("operation", [operator.add, operator.mul])
 def test_which_nan_of_temporaries(operation):
     """The first operand's, which a temporary on the right becomes."""

@@ -37,7 +37,8 @@ typedef struct {
     PyArrayObject **op;
     NPY_ORDER order;
     int errmask;
-    PyArrayObject *elided; /* the input that gives the result its layout, or NULL */
+    PyArrayObject
+            *elided; /* input that gives the result its type and layout, or NULL */
 } ufunc_call;
 
 /* What became of a call, beside 1, 0 and -1: look at it afresh. */
@@ -66,7 +67,9 @@ npy_deferred_elision_is_idle(PyObject *left, PyObject *right)
         return 0;
     }
     if (!PyArray_Check(right)) {
-        return 1;
+        /* With others an integer may become another type of the same meaning. */
+        return PyFloat_CheckExact(right) ||
+               (PyLong_CheckExact(right) && !PyArray_ISINTEGER((PyArrayObject *)left));
     }
     PyArrayObject *a = (PyArrayObject *)left, *b = (PyArrayObject *)right;
     return PyArray_TYPE(a) == PyArray_TYPE(b) && PyArray_NDIM(a) == PyArray_NDIM(b) &&
@@ -216,7 +219,9 @@ result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
 static PyArrayObject *
 new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
 {
-    PyArray_Descr *descr = call->descrs[call->ufunc->nin];
+    /* The type that an elided array has may be another of the same meaning. */
+    PyArray_Descr *descr = call->elided != NULL ? PyArray_DESCR(call->elided)
+                                                : call->descrs[call->ufunc->nin];
     Py_INCREF(descr);
     return (PyArrayObject *)PyArray_NewFromDescr_int(
             &PyArray_Type, descr, layout->ndim, layout->dims, layout->strides, data,
@@ -401,7 +406,7 @@ find_elided(ufunc_call *call)
         PyArrayObject *array = call->op[i];
         if (npy_deferred_is(array) &&
             npy_deferred_node_of(array)->serial == elided_serial &&
-            PyArray_TYPE(array) == call->descrs[call->ufunc->nin]->type_num) {
+            PyArray_EquivTypes(PyArray_DESCR(array), call->descrs[call->ufunc->nin])) {
             call->op[i] = call->op[0];
             call->op[0] = call->elided = array;
             break;
