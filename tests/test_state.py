@@ -230,6 +230,7 @@ class TestEnvironment:
             ("NUMPY_DEFERRED_MIN_BYTES", "1e3"),
             ("NUMPY_DEFERRED_GUARD", "yes"),
             ("NUMPY_DEFERRED_CACHE_BYTES", "much"),
+            ("NUMPY_DEFERRED_PROTECT_BYTES", "all"),
         ],
     )
     def test_bad_values_are_named(self, name, value):

@@ -16,6 +16,9 @@ is needed for that; it is for those who want to say when, or to see what.
 `get_memory_limit`     the bound
 `set_cache_limit`      bound the memory that is kept for new results
 `get_cache_limit`      the bound
+`set_protect_limit`    size from which operands are protected against writes
+                       by compiled code
+`get_protect_limit`    the size
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
@@ -27,8 +30,10 @@ __all__ = [
     "calculate_all",
     "get_cache_limit",
     "get_memory_limit",
+    "get_protect_limit",
     "set_cache_limit",
     "set_memory_limit",
+    "set_protect_limit",
     "stats",
     "usage_count",
 ]
@@ -241,6 +246,81 @@ def get_cache_limit():
     return _core._deferred_get_cache_limit()
 
 
+def set_protect_limit(nbytes):
+    """
+    Set the size from which operands are protected against unseen writes.
+
+    What NumPy writes it sees: the arrays that depend on the memory are calculated
+    first.  Compiled code that takes the address out of an array and writes there
+    tells nobody.  While pending operations read memory of this many bytes or more,
+    its pages are therefore write-protected; the first write has what depends on
+    it calculated, and goes on.
+
+    That costs about as much as a simple operation where memory comes in pages of
+    4 KiB, and little in huge pages, which arrays of some MiB have where the system
+    grants them.  Set it to 0 for a program in which compiled code writes into
+    arrays of any size that pending operations read.  The memory of operands below
+    the limit is not protected; they are marked as not writeable, for code that
+    looks at the flag in the array structure.
+
+    Parameters
+    ----------
+    nbytes : int
+        The size in bytes of the memory, for operands of operations written from
+        now on.  At start-up it is 32 MiB, or what the environment variable
+        ``NUMPY_DEFERRED_PROTECT_BYTES`` says.
+
+    Returns
+    -------
+    previous : int
+        The size before, in bytes.
+
+    Raises
+    ------
+    ValueError
+        If `nbytes` is negative.
+    TypeError
+        If it is not an integer.
+
+    Notes
+    -----
+    A system call that writes into protected memory fails with ``EFAULT``: that of
+    an extension which reads a file into an operand without asking for a buffer.
+    Nothing is protected where the fault handler is off or cannot be had, see
+    ``NUMPY_DEFERRED_GUARD``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> previous = np.deferred.set_protect_limit(0)
+    >>> a = np.ones(10_000)
+    >>> with np.deferredstate(True):
+    ...     x = a + 1
+    >>> # compiled code may write to a here
+    >>> np.deferred.set_protect_limit(previous)
+    0
+    """
+    return _core._deferred_set_protect_limit(nbytes)
+
+
+def get_protect_limit():
+    """
+    Get the size from which operands are protected against unseen writes.
+
+    Returns
+    -------
+    nbytes : int
+        As last given to `set_protect_limit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.deferred.get_protect_limit() == np.deferred.set_protect_limit(2**25)
+    True
+    """
+    return _core._deferred_get_protect_limit()
+
+
 def stats():
     """
     Counters of this process.
@@ -255,8 +335,8 @@ def stats():
         ``fused``, expressions evaluated straight into an existing array;
         ``released``, arrays dropped without being calculated; ``flushed``,
         writes that made the readers of the memory be calculated first;
-        ``late``, arrays calculated because of a read that no hook announced, as
-        compiled code does that was built without this NumPy's headers.
+        ``late``, reads and writes that no hook announced and that made arrays be
+        calculated, as of compiled code that was built without this NumPy's headers.
 
     Examples
     --------

@@ -49,6 +49,7 @@
 typedef struct npy_deferred_node npy_deferred_node;
 typedef struct npy_deferred_usage npy_deferred_usage;
 typedef struct npy_deferred_operand npy_deferred_operand;
+typedef struct npy_deferred_protection npy_deferred_protection;
 
 /* One input of a node: an array, or a scalar captured by value. */
 struct npy_deferred_operand {
@@ -112,12 +113,13 @@ struct npy_deferred_node {
 
 /* Who uses an array, and the memory that it owns.  Alive while either does. */
 struct npy_deferred_usage {
-    PyArrayObject *array;          /* borrowed: kept alive by the operands */
-    npy_deferred_usage *chain;     /* hash bucket */
-    npy_intp count;                /* operands that are this array */
-    npy_deferred_operand *readers; /* operands whose memory it owns */
-    npy_intp nbytes;               /* of that memory, since there are readers */
-    npy_uint64 visited;            /* the last traversal that came here */
+    PyArrayObject *array;                /* borrowed: kept alive by the operands */
+    npy_deferred_usage *chain;           /* hash bucket */
+    npy_intp count;                      /* operands that are this array */
+    npy_deferred_operand *readers;       /* operands whose memory it owns */
+    npy_intp nbytes;                     /* of that memory, since there are readers */
+    npy_deferred_protection *protection; /* owned; NULL: writes are not seen */
+    npy_uint64 visited;                  /* the last traversal that came here */
 };
 
 static inline npy_deferred_node *
@@ -233,6 +235,15 @@ npy_deferred_use(npy_deferred_operand *operand);
 /* Take that back; does nothing for an operand that is not counted. */
 NPY_NO_EXPORT void
 npy_deferred_unuse(npy_deferred_operand *operand);
+/* `arr`, which pending nodes may read, is regular from now on.  Cannot fail. */
+NPY_NO_EXPORT void
+npy_deferred_protect_values(PyArrayObject *arr);
+/*
+ * Call before an operand is read.  Returns 0; 1 when its memory was written to
+ * unseen, and the operand is a copy of what was there now; -1: exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_check_operand(npy_deferred_operand *operand);
 
 /* Bytes of memory that pending nodes read, whoever else refers to it. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_read_bytes;
@@ -294,6 +305,12 @@ npy_deferred_watch_total_memory(void)
     waited = 0;
     return npy_deferred_limit_total_memory();
 }
+/*
+ * Calculate what depends on memory that `owner` owns, newest first, each by
+ * `calculate`.  Returns 0, or -1 with the first exception that was set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObject *));
 /* A number no traversal has had before, for node->visited. */
 NPY_NO_EXPORT npy_uint64
 npy_deferred_new_visit(void);
@@ -575,24 +592,63 @@ npy_deferred_limit_cache(void);
 NPY_NO_EXPORT int
 npy_deferred_is_guard(const void *address);
 /*
- * For such an address: the pending array that it is part of (borrowed), whose
- * values will be published there; or NULL.
+ * The pending array that the address is part of (borrowed), whose values will be
+ * published there; or NULL.
  */
 NPY_NO_EXPORT PyArrayObject *
 npy_deferred_want(const void *address);
+/* The other address of the same value, when it has two; else `address`. */
+NPY_NO_EXPORT const void *
+npy_deferred_other_address(const void *address);
 /*
- * For such an address: see to it that the values of the array, pending no more,
- * are there.  Returns 0; 1 when it is no array's; -1 when it is, and they cannot
- * be had.  No exception is set.
+ * See to it that the values of the array, pending no more, are at the address.
+ * Returns 0; 1 when it is no array's; -1 when it is, and they cannot be had.  No
+ * exception is set.
  */
 NPY_NO_EXPORT int
 npy_deferred_bring(const void *address);
 
+/* ---- protect.c: writes to the memory of operands that ask nobody ---- */
+
+/* From so many bytes on, memory that pending nodes read is protected. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_protect_limit;
+/*
+ * Protect the memory that a regular array owns; `*protection` is NULL when it is
+ * not worth that.  Returns 0, or -1 with a MemoryError.
+ */
+NPY_NO_EXPORT int
+npy_deferred_protect(PyArrayObject *owner, npy_deferred_protection **protection);
+/* Take that back, and free it; does nothing for NULL. */
+NPY_NO_EXPORT void
+npy_deferred_unprotect(npy_deferred_protection *protection);
+/* Whether what is not in whole pages is as it was. */
+NPY_NO_EXPORT int
+npy_deferred_is_intact(const npy_deferred_protection *protection);
+/*
+ * New reference to an array that owns a copy of the memory as it was, which is
+ * at `*data`, aligned alike; or NULL with an exception set.
+ */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_protected_copy(const npy_deferred_protection *protection, char **data);
+/* Whether a write to this address faults.  Needs no GIL. */
+NPY_NO_EXPORT int
+npy_deferred_is_protected(const void *address);
+/* After a fault: whether it may have been so until just now.  Needs no GIL. */
+NPY_NO_EXPORT int
+npy_deferred_was_protected(const void *address);
+/* Whose memory (borrowed) is protected there, or NULL. */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_protected_owner(const void *address);
+/* Let a write happen, whatever becomes of those who read there.  Needs no GIL. */
+NPY_NO_EXPORT void
+npy_deferred_open_range(const void *address);
+
 /* ---- touch.c: values are needed, and nobody can be told of an error ---- */
 
 /*
- * Have the values at an address of a guard.  Returns 0, 1 when it is no array's,
- * which is a real fault.  Needs no GIL; ends the process when it cannot.
+ * Have the values at an address of a guard, or let a protected one be written to.
+ * Returns 0, 1 when it is no array's, which is a real fault.  Needs no GIL; ends
+ * the process when it cannot.
  */
 NPY_NO_EXPORT int
 npy_deferred_touched(const void *address);

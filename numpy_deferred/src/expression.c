@@ -356,6 +356,20 @@ finish:
     return result;
 }
 
+/* Returns 1 when operands were replaced, else 0; -1 with an exception set. */
+static int
+check_operands(const npy_deferred_expression *expression)
+{
+    int result = 0;
+    for (int i = 0; i < expression->nnodes; i++) {
+        npy_deferred_node *node = expression->nodes[i];
+        for (int j = 0; j < node->nin && result == 0; j++) {
+            result = npy_deferred_check_operand(&node->operands[j]);
+        }
+    }
+    return result;
+}
+
 /* One try.  Returns 0; 1 to try again; -1 with an exception set. */
 static int
 try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *out,
@@ -366,7 +380,10 @@ try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *ou
         PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
         return -1;
     }
-    int result = calculate_inner(root, out, &expression, *all);
+    int result = check_operands(&expression);
+    if (result == 0) {
+        result = calculate_inner(root, out, &expression, *all);
+    }
     if (result != 0) {
         return result;
     }

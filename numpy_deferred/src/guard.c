@@ -3,12 +3,12 @@
  * guard of an array, and goes on with its values.
  *
  * The handler of SIGSEGV is put in place when something is first deferred.  A
- * fault at a guard of a pending array (memory.c knows) is answered by touch.c;
- * the instruction then runs again.  Everything else is passed on as if we were
- * not there: to the handler that was there before, or to the default action, by
- * restoring it and letting the fault happen again, with the same signal, code and
- * core.  A real fault inside an array's range (beyond its last page, after it
- * was freed, execution) is passed on too.
+ * fault at a guard of a pending array (memory.c knows), or at memory that pending
+ * nodes read (protect.c), is answered by touch.c; the instruction then runs again.
+ * Everything else is passed on as if we were not there: to the handler that was there
+ * before, or to the default action, by restoring it and letting the fault happen again,
+ * with the same signal, code and core.  A real fault inside an array's range (beyond
+ * its last page, after it was freed, execution) is passed on too.
  *
  * Others install handlers too, and most pass nothing on.  We look now and then
  * when something is deferred whether ours is still the one, and put it on top
@@ -341,6 +341,18 @@ is_stuck(const void *address, uintptr_t pc)
     return write(2, text, sizeof(text) - 1) != 0;
 }
 
+/* A guard, or memory that pending nodes read; but nobody's instructions. */
+static int
+may_be_ours(const void *address, void *context)
+{
+    uintptr_t pc = npy_deferred_program_counter(context);
+    if ((uintptr_t)address == pc) {
+        return 0;
+    }
+    return npy_deferred_is_protected(address) ||
+           (npy_deferred_is_guard(address) && !is_stuck(address, pc));
+}
+
 static void
 on_segv(int signal, siginfo_t *info, void *context)
 {
@@ -352,9 +364,7 @@ on_segv(int signal, siginfo_t *info, void *context)
         errno = saved_errno;
         return;
     }
-    if (is_fault(info) && npy_deferred_is_guard(info->si_addr) &&
-        (uintptr_t)info->si_addr != npy_deferred_program_counter(context) &&
-        !is_stuck(info->si_addr, npy_deferred_program_counter(context))) {
+    if (is_fault(info) && may_be_ours(info->si_addr, context)) {
         if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
             npy_deferred_report_stack();
         }
@@ -364,6 +374,10 @@ on_segv(int signal, siginfo_t *info, void *context)
         if (t.found == 0) {
             return;
         }
+    }
+    if (info->si_code == SEGV_ACCERR && npy_deferred_was_protected(info->si_addr)) {
+        errno = saved_errno;
+        return;
     }
     pass_on(signal, info, context);
 }

@@ -391,6 +391,9 @@ NPY_NO_EXPORT PyArrayObject *
 npy_deferred_want(const void *address)
 {
     slot *s = npy_deferred_slot_at(address);
+    if (s == NULL) {
+        return NULL;
+    }
     size_t offset = (size_t)((const char *)address - address_of(s));
     if (s->array == NULL || offset >= s->nbytes) {
         return NULL;
@@ -399,10 +402,23 @@ npy_deferred_want(const void *address)
     return s->array;
 }
 
+NPY_NO_EXPORT const void *
+npy_deferred_other_address(const void *address)
+{
+    slot *s = npy_deferred_slot_at(address);
+    if (s == NULL || s->state != TAKEN || s->array != NULL || s->twin == NULL) {
+        return address;
+    }
+    return address_of(s->twin) + ((const char *)address - address_of(s));
+}
+
 NPY_NO_EXPORT int
 npy_deferred_bring(const void *address)
 {
     slot *s = npy_deferred_slot_at(address);
+    if (s == NULL) {
+        return 1;
+    }
     size_t offset = (size_t)((const char *)address - address_of(s));
     if (s->state != TAKEN || offset >= s->nbytes) {
         return 1;

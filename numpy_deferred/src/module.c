@@ -108,46 +108,64 @@ get_memory_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 }
 
 static PyObject *
-set_memory_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
-{
-    npy_intp limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
-    if (limit == -1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    if (limit < 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "the memory limit must be a number of bytes, not %zd", limit);
-        return NULL;
-    }
-    npy_intp previous = npy_deferred_memory_limit;
-    npy_deferred_memory_limit = limit;
-    if (npy_deferred_limit_total_memory() < 0) {
-        return NULL;
-    }
-    return PyLong_FromSsize_t(previous);
-}
-
-static PyObject *
 get_cache_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     return PyLong_FromSsize_t(npy_deferred_cache_limit);
 }
 
 static PyObject *
+get_protect_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return PyLong_FromSsize_t(npy_deferred_protect_limit);
+}
+
+/* Returns 0, and `*limit` was `*previous`; or -1 with an exception set. */
+static int
+change_limit(npy_intp *limit, PyObject *arg, const char *name, npy_intp *previous)
+{
+    npy_intp nbytes = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
+    if (nbytes == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (nbytes < 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "the %s limit must be a number of bytes, not %zd", name, nbytes);
+        return -1;
+    }
+    *previous = *limit;
+    *limit = nbytes;
+    return 0;
+}
+
+static PyObject *
+set_memory_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    npy_intp previous;
+    if (change_limit(&npy_deferred_memory_limit, arg, "memory", &previous) < 0 ||
+        npy_deferred_limit_total_memory() < 0) {
+        return NULL;
+    }
+    return PyLong_FromSsize_t(previous);
+}
+
+static PyObject *
 set_cache_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
-    npy_intp limit = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
-    if (limit == -1 && PyErr_Occurred()) {
+    npy_intp previous;
+    if (change_limit(&npy_deferred_cache_limit, arg, "cache", &previous) < 0) {
         return NULL;
     }
-    if (limit < 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "the cache limit must be a number of bytes, not %zd", limit);
-        return NULL;
-    }
-    npy_intp previous = npy_deferred_cache_limit;
-    npy_deferred_cache_limit = limit;
     npy_deferred_limit_cache();
+    return PyLong_FromSsize_t(previous);
+}
+
+static PyObject *
+set_protect_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    npy_intp previous;
+    if (change_limit(&npy_deferred_protect_limit, arg, "protect", &previous) < 0) {
+        return NULL;
+    }
     return PyLong_FromSsize_t(previous);
 }
 
@@ -233,6 +251,8 @@ static PyMethodDef methods[] = {
         {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
         {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},
         {"_deferred_set_cache_limit", set_cache_limit, METH_O, NULL},
+        {"_deferred_get_protect_limit", get_protect_limit, METH_NOARGS, NULL},
+        {"_deferred_set_protect_limit", set_protect_limit, METH_O, NULL},
         {"_deferred_stats", stats, METH_NOARGS, NULL},
         {NULL, NULL, 0, NULL},
 };

@@ -246,6 +246,7 @@ npy_deferred_commit(PyArrayObject *array, void *values)
     npy_deferred_stats.calculated++;
     void *data = npy_deferred_publish(array, values);
     detach(npy_deferred_node_of(array), Py_NewRef(npy_deferred_handler), data);
+    npy_deferred_protect_values(array);
 }
 
 NPY_NO_EXPORT void
@@ -258,14 +259,15 @@ npy_deferred_dealloc(PyArrayObject *arr)
 
 /* Calculate the node's array if it still has one; keep the first error. */
 static void
-calculate_if_pending(npy_deferred_node *node, PyObject *error[3])
+calculate_if_pending(npy_deferred_node *node, int (*calculate)(PyArrayObject *),
+                     PyObject *error[3])
 {
     PyArrayObject *array = node->array;
     if (array == NULL) {
         return;
     }
     Py_INCREF(array);
-    if (npy_deferred_calculate(array) < 0) {
+    if (calculate(array) < 0) {
         if (error[0] == NULL) {
             PyErr_Fetch(&error[0], &error[1], &error[2]);
         }
@@ -323,7 +325,7 @@ calculate_pending(const selection *wanted)
         }
         limit = node->serial - 1;
         npy_deferred_node_incref(node);
-        calculate_if_pending(node, error);
+        calculate_if_pending(node, npy_deferred_calculate, error);
         npy_deferred_node_decref(node);
     }
 }
@@ -491,9 +493,8 @@ newest_first(const void *a, const void *b)
     return first < second ? 1 : first > second ? -1 : 0;
 }
 
-/* Calculate what depends on memory that `owner` owns.  Returns 0 or -1. */
-static int
-flush_dependents(PyArrayObject *owner)
+NPY_NO_EXPORT int
+npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObject *))
 {
     int result = -1;
     PyObject *error[3] = {NULL, NULL, NULL};
@@ -510,7 +511,7 @@ flush_dependents(PyArrayObject *owner)
     }
     qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
     for (npy_intp i = 0; i < dependents.n; i++) {
-        calculate_if_pending(dependents.nodes[i], error);
+        calculate_if_pending(dependents.nodes[i], calculate, error);
     }
     result = raise_first(error);
 
@@ -535,7 +536,7 @@ npy_deferred_flush_memory(PyArrayObject *arr)
     npy_deferred_stats.flushed++;
     /* While some are calculated, other threads may make new ones. */
     do {
-        if (flush_dependents(owner) < 0) {
+        if (npy_deferred_flush_dependents(owner, npy_deferred_calculate) < 0) {
             return -1;
         }
         owner = npy_deferred_memory_owner(arr);

@@ -8,7 +8,9 @@
  * once, at import: NUMPY_DEFERRED gives the state contexts start with, and
  * NUMPY_DEFERRED_MIN_BYTES the size from which results are worth deferring.
  * NUMPY_DEFERRED_MEMORY_BYTES limits what pending expressions keep alive, and
- * NUMPY_DEFERRED_CACHE_BYTES the memory that is kept for results (memory.c).
+ * NUMPY_DEFERRED_CACHE_BYTES the memory that is kept for results (memory.c);
+ * NUMPY_DEFERRED_PROTECT_BYTES is the size from which operands are protected
+ * against compiled code (protect.c).
  *
  * npy_deferred_state_used keeps the price of a ufunc call down where nobody
  * ever asked for deferral: the context variable is not looked at then.
@@ -106,6 +108,7 @@ npy_deferred_state_init(PyObject *module)
     if (read_bytes("NUMPY_DEFERRED_MIN_BYTES", &npy_deferred_min_bytes) < 0 ||
         read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_CACHE_BYTES", &npy_deferred_cache_limit) < 0 ||
+        read_bytes("NUMPY_DEFERRED_PROTECT_BYTES", &npy_deferred_protect_limit) < 0 ||
         read_guard_mode() < 0) {
         return -1;
     }

@@ -118,10 +118,10 @@ describe_or_not(PyArrayObject *arr, PyObject **text)
 
 /* Say whose data are touched, and where in Python. */
 static void
-report(PyArrayObject *arr, const char *how)
+report(PyArrayObject *arr, const char *how, const char *what)
 {
     PyObject *text;
-    fprintf(stderr, "numpy_deferred: %s touches the data of %s\n", how,
+    fprintf(stderr, "numpy_deferred: %s %s %s\n", how, what,
             describe_or_not(arr, &text));
     fflush(stderr);
     Py_XDECREF(text);
@@ -219,6 +219,47 @@ calculate_now(PyArrayObject *arr)
     return -1;
 }
 
+static int
+calculate_or_die(PyArrayObject *arr)
+{
+    if (calculate_now(arr) < 0) {
+        PyErr_Print();
+        die(arr, "no memory for its values");
+    }
+    return 0;
+}
+
+/* Who touches a deferred array; the text is NULL when that is not to be reported. */
+static void
+note_touch(PyArrayObject *arr, const char *how, const char *what)
+{
+    if (how != NULL) {
+        npy_deferred_stats.late++;
+    }
+    if (how != NULL && npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
+        report(arr, how, what);
+    }
+}
+
+/* Somebody writes to memory that pending nodes read. */
+static void
+serve_write(const void *address, const char *how)
+{
+    PyArrayObject *owner = npy_deferred_protected_owner(address);
+    npy_deferred_operand *reader = npy_deferred_find_usage(owner)->readers;
+    Py_INCREF(owner);
+    if (reader->node->array != NULL) {
+        note_touch(reader->node->array, how, "writes to an operand of");
+    }
+    while (npy_deferred_protected_owner(address) == owner) {
+        if (npy_deferred_flush_dependents(owner, calculate_or_die) < 0) {
+            PyErr_Print();
+            Py_FatalError("no memory to calculate what reads an array that is written");
+        }
+    }
+    Py_DECREF(owner);
+}
+
 /*
  * See to it that values are at the address; as npy_deferred_bring.  `how` is who
  * has touched it, for reports; NULL: nothing to report.
@@ -228,19 +269,21 @@ serve(const void *address, const char *how)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    if (npy_deferred_protected_owner(address) != NULL) {
+        serve_write(address, how);
+        PyErr_Restore(type, value, traceback);
+        return 0;
+    }
+    /* Pages that are to be moved here must not be protected. */
+    const void *other = npy_deferred_other_address(address);
+    if (npy_deferred_protected_owner(other) != NULL) {
+        serve_write(other, how);
+    }
     PyArrayObject *arr = npy_deferred_want(address);
     if (arr != NULL) {
         Py_INCREF(arr);
-        if (how != NULL) {
-            npy_deferred_stats.late++;
-        }
-        if (how != NULL && npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
-            report(arr, how);
-        }
-        if (calculate_now(arr) < 0) {
-            PyErr_Print();
-            die(arr, "no memory for its values");
-        }
+        note_touch(arr, how, "touches the data of");
+        calculate_or_die(arr);
     }
     int found = npy_deferred_bring(address);
     if (found < 0) {
@@ -437,6 +480,10 @@ request_values(const void *address, const char *how)
 NPY_NO_EXPORT int
 npy_deferred_touched(const void *address)
 {
+    if (!Py_IsInitialized() && npy_deferred_is_protected(address)) {
+        npy_deferred_open_range(address);
+        return 0;
+    }
     if (!Py_IsInitialized()) {
         fprintf(stderr, "numpy: a deferred array is read after Python has ended\n");
         abort();
@@ -493,7 +540,7 @@ npy_deferred_data_needed(PyArrayObject *arr)
     PyErr_Fetch(&type, &value, &traceback);
     if (npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
         npy_deferred_report_stack();
-        report(arr, "PyArray_DATA, where NumPy has no hook,");
+        report(arr, "PyArray_DATA, where NumPy has no hook,", "touches the data of");
     }
     npy_deferred_stats.late++;
     if (npy_deferred_calculate(arr) < 0) {

@@ -9,6 +9,10 @@
  * array structure stays as extensions know it; the flag TRACKED on an array
  * says that it has a record.
  *
+ * An operand is marked: DEFERRED_WASWRITEABLE says that it was writeable.  Its
+ * WRITEABLE flag is cleared for those who look at it before they write, unless
+ * protect.c sees all writes to its memory, so that nobody need be kept from them.
+ *
  * A record exists while an operand refers to it; operands own references to
  * their arrays, and these keep their owners alive.  Guarded by the GIL.
  */
@@ -22,6 +26,7 @@
 
 #include "numpy/arrayobject.h"
 
+#include "ctors.h"
 #include "deferred.h"
 
 NPY_NO_EXPORT npy_intp npy_deferred_read_bytes = 0;
@@ -115,6 +120,7 @@ remove_usage_if_unused(npy_deferred_usage *record)
     *link = record->chain;
     table.nrecords--;
     PyArray_CLEARFLAGS(record->array, NPY_ARRAY_DEFERRED_TRACKED);
+    assert(record->protection == NULL);
     PyMem_Free(record);
 }
 
@@ -136,6 +142,46 @@ npy_deferred_memory_owner(PyArrayObject *arr)
     }
 }
 
+static void
+mark(PyArrayObject *array, const npy_deferred_usage *memory)
+{
+    if (PyArray_CHKFLAGS(array, NPY_ARRAY_WRITEABLE)) {
+        PyArray_ENABLEFLAGS(array, NPY_ARRAY_DEFERRED_WASWRITEABLE);
+        if (memory->protection == NULL) {
+            PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
+        }
+    }
+}
+
+static void
+unmark(PyArrayObject *array)
+{
+    if (PyArray_CHKFLAGS(array, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
+        PyArray_CLEARFLAGS(array, NPY_ARRAY_DEFERRED_WASWRITEABLE);
+        PyArray_ENABLEFLAGS(array, NPY_ARRAY_WRITEABLE);
+    }
+}
+
+static void
+link_operand(npy_deferred_operand *operand, npy_deferred_usage *usage,
+             npy_deferred_usage *memory)
+{
+    if (memory->readers == NULL) {
+        memory->nbytes = PyArray_NBYTES(memory->array);
+        npy_deferred_read_bytes += memory->nbytes;
+    }
+    else {
+        memory->readers->previous = operand;
+    }
+    usage->count++;
+    mark(operand->array, memory);
+    operand->usage = usage;
+    operand->memory = memory;
+    operand->previous = NULL;
+    operand->next = memory->readers;
+    memory->readers = operand;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_use(npy_deferred_operand *operand)
 {
@@ -151,23 +197,15 @@ npy_deferred_use(npy_deferred_operand *operand)
         remove_usage_if_unused(usage);
         return -1;
     }
-    usage->count++;
-    if (PyArray_CHKFLAGS(array, NPY_ARRAY_WRITEABLE)) {
-        PyArray_CLEARFLAGS(array, NPY_ARRAY_WRITEABLE);
-        PyArray_ENABLEFLAGS(array, NPY_ARRAY_DEFERRED_WASWRITEABLE);
+    if (memory->readers == NULL && !npy_deferred_is(owner) &&
+        npy_deferred_protect(owner, &memory->protection) < 0) {
+        remove_usage_if_unused(usage);
+        if (memory != usage) {
+            remove_usage_if_unused(memory);
+        }
+        return -1;
     }
-    operand->usage = usage;
-    operand->memory = memory;
-    operand->previous = NULL;
-    operand->next = memory->readers;
-    if (memory->readers != NULL) {
-        memory->readers->previous = operand;
-    }
-    else {
-        memory->nbytes = PyArray_NBYTES(owner);
-        npy_deferred_read_bytes += memory->nbytes;
-    }
-    memory->readers = operand;
+    link_operand(operand, usage, memory);
     return 0;
 }
 
@@ -189,12 +227,12 @@ npy_deferred_unuse(npy_deferred_operand *operand)
     }
     if (memory->readers == NULL) {
         npy_deferred_read_bytes -= memory->nbytes;
+        npy_deferred_unprotect(memory->protection);
+        memory->protection = NULL;
     }
     usage->count--;
-    if (usage->count == 0 &&
-        PyArray_CHKFLAGS(usage->array, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
-        PyArray_CLEARFLAGS(usage->array, NPY_ARRAY_DEFERRED_WASWRITEABLE);
-        PyArray_ENABLEFLAGS(usage->array, NPY_ARRAY_WRITEABLE);
+    if (usage->count == 0) {
+        unmark(usage->array);
     }
     operand->usage = NULL;
     operand->memory = NULL;
@@ -202,6 +240,137 @@ npy_deferred_unuse(npy_deferred_operand *operand)
     if (memory != usage) {
         remove_usage_if_unused(memory);
     }
+}
+
+NPY_NO_EXPORT void
+npy_deferred_protect_values(PyArrayObject *arr)
+{
+    npy_deferred_usage *memory = npy_deferred_find_usage(arr);
+    if (memory == NULL || memory->readers == NULL) {
+        return;
+    }
+    if (npy_deferred_protect(arr, &memory->protection) < 0) {
+        PyErr_Clear(); /* then WRITEABLE stays cleared */
+    }
+    if (memory->protection == NULL) {
+        return;
+    }
+    for (npy_deferred_operand *operand = memory->readers; operand != NULL;
+         operand = operand->next) {
+        if (PyArray_CHKFLAGS(operand->array, NPY_ARRAY_DEFERRED_WASWRITEABLE)) {
+            PyArray_ENABLEFLAGS(operand->array, NPY_ARRAY_WRITEABLE);
+        }
+    }
+}
+
+/* New reference to what `array` was when its memory held what `data` holds. */
+static PyArrayObject *
+view_of_copy(PyArrayObject *array, npy_deferred_usage *memory, PyArrayObject *copy,
+             char *data)
+{
+    npy_intp offset = PyArray_BYTES(array) - PyArray_BYTES(memory->array);
+    Py_INCREF(PyArray_DESCR(array));
+    return (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, PyArray_DESCR(array), PyArray_NDIM(array),
+            PyArray_DIMS(array), PyArray_STRIDES(array), data + offset, 0, NULL,
+            (PyObject *)copy, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+}
+
+/*
+ * The array that takes an operand's place, with records to be counted in: new
+ * reference, the same for each operand that is the same array.
+ */
+static PyArrayObject *
+stand_in(npy_deferred_operand *operand, npy_deferred_operand *replaced,
+         PyArrayObject **stand_ins, PyArrayObject *copy, char *data)
+{
+    for (npy_deferred_operand *other = replaced; other != operand;
+         other = other->next, stand_ins++) {
+        if (other->array == operand->array) {
+            return (PyArrayObject *)Py_NewRef(*stand_ins);
+        }
+    }
+    PyArrayObject *view = view_of_copy(operand->array, operand->memory, copy, data);
+    if (view != NULL && find_or_add_usage(view) == NULL) {
+        Py_CLEAR(view);
+    }
+    return view;
+}
+
+/* Drop references to arrays, and the records of those that nothing uses. */
+static void
+release_arrays(PyArrayObject **arrays, npy_intp n)
+{
+    npy_deferred_calling_out++;
+    for (npy_intp i = 0; i < n; i++) {
+        npy_deferred_usage *usage =
+                arrays[i] == NULL ? NULL : npy_deferred_find_usage(arrays[i]);
+        if (usage != NULL) {
+            remove_usage_if_unused(usage);
+        }
+        Py_XDECREF(arrays[i]);
+    }
+    npy_deferred_calling_out--;
+}
+
+/* Have all that reads some memory read a copy, which is at `data`. */
+static int
+read_copy_instead(npy_deferred_usage *memory, PyArrayObject *copy, char *data)
+{
+    npy_intp n = 0;
+    npy_deferred_operand *operand = memory->readers;
+    for (; operand != NULL; operand = operand->next) {
+        n++;
+    }
+    PyArrayObject **arrays = PyMem_Calloc(n, sizeof(*arrays));
+    if (arrays == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    operand = memory->readers;
+    for (npy_intp i = 0; i < n; i++, operand = operand->next) {
+        arrays[i] = stand_in(operand, memory->readers, arrays, copy, data);
+        if (arrays[i] == NULL) {
+            release_arrays(arrays, n);
+            PyMem_Free(arrays);
+            return -1;
+        }
+    }
+    /* Nothing can fail from here on.  The last to go takes `memory` with it. */
+    operand = memory->readers;
+    for (npy_intp i = 0; i < n; i++) {
+        npy_deferred_operand *following = operand->next;
+        PyArrayObject *array = operand->array;
+        npy_deferred_unuse(operand);
+        operand->array = arrays[i];
+        link_operand(operand, npy_deferred_find_usage(arrays[i]),
+                     npy_deferred_find_usage(copy));
+        arrays[i] = array;
+        operand = following;
+    }
+    release_arrays(arrays, n);
+    PyMem_Free(arrays);
+    return 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_check_operand(npy_deferred_operand *operand)
+{
+    npy_deferred_usage *memory = operand->memory;
+    if (memory == NULL || memory->protection == NULL ||
+        npy_deferred_is_intact(memory->protection)) {
+        return 0;
+    }
+    char *data;
+    PyArrayObject *copy = npy_deferred_protected_copy(memory->protection, &data);
+    if (copy == NULL) {
+        return -1;
+    }
+    int result = find_or_add_usage(copy) == NULL
+                         ? -1
+                         : read_copy_instead(memory, copy, data);
+    release_arrays(&copy, 1);
+    return result < 0 ? -1 : 1;
 }
 
 /*

@@ -11,6 +11,8 @@ import warnings
 
 import numpy as np
 
+from helpers.unseen import write
+
 PROGRAMS = {}
 #: The names of the arrays that a program may change.
 WRITES = {}
@@ -387,6 +389,20 @@ def cache_limit(w):
         return w.p * 2 + w.q
     finally:
         np.deferred.set_cache_limit(previous)
+
+
+@program()
+def protected(w):
+    """Views of one memory are operands, and it is written to unseen."""
+    previous = np.deferred.get_protect_limit()
+    np.deferred.set_protect_limit(0)
+    try:
+        a = w.a.copy()
+        x, y = a[::2] * a[1::2], a + w.b
+        write(a, 0, -1.0)
+        return x, y + 1
+    finally:
+        np.deferred.set_protect_limit(previous)
 
 
 @program(contextual=True)

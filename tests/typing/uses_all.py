@@ -16,8 +16,10 @@ from numpy.deferred import (
     calculate_all,
     get_cache_limit,
     get_memory_limit,
+    get_protect_limit,
     set_cache_limit,
     set_memory_limit,
+    set_protect_limit,
     stats,
     usage_count,
 )
@@ -108,6 +110,10 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert_type(cache, int)
     assert_type(np.deferred.set_cache_limit(np.int64(2**20)), int)
     assert_type(np.deferred.set_cache_limit(cache), int)
+    protect = np.deferred.get_protect_limit()
+    assert_type(protect, int)
+    assert_type(np.deferred.set_protect_limit(np.int64(2**20)), int)
+    assert_type(np.deferred.set_protect_limit(protect), int)
     assert_type(np.deferred.stats(), dict[str, int])
     assert_type(np.deferred.__version__, str)
     assert numpy.deferred.calculate is calculate
@@ -116,6 +122,8 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert numpy.deferred.set_cache_limit is set_cache_limit
     assert numpy.deferred.get_memory_limit is get_memory_limit
     assert numpy.deferred.set_memory_limit is set_memory_limit
+    assert numpy.deferred.get_protect_limit is get_protect_limit
+    assert numpy.deferred.set_protect_limit is set_protect_limit
     assert numpy.deferred.stats is stats
     assert numpy.deferred.usage_count is usage_count
 

@@ -1,0 +1,23 @@
+"""What compiled code does with the array structure, and NumPy does not see."""
+
+import ctypes
+
+# PyArrayObject_fields, after the reference count and the type.
+DATA = 2 * ctypes.sizeof(ctypes.c_void_p)
+FLAGS = DATA + 2 * ctypes.sizeof(ctypes.c_int) + 5 * ctypes.sizeof(ctypes.c_void_p)
+
+
+def address(array):
+    """`data`, as it is."""
+    return ctypes.c_void_p.from_address(id(array) + DATA).value
+
+
+def flags(array):
+    """`flags`, as they are."""
+    return ctypes.c_int.from_address(id(array) + FLAGS).value
+
+
+def write(where, i, value):
+    """Write a double into an array, or at an address."""
+    start = where if isinstance(where, int) else address(where)
+    ctypes.c_double.from_address(start + 8 * int(i)).value = value
