@@ -179,6 +179,25 @@ class TestValues:
         assert np.deferred.stats()["late"] == late
         """)
 
+    def test_readers_before_and_after(self, passes):
+        """Those after the write read the new values, in the same expression too."""
+        passes(f"""
+        for n in {SIZES}:
+            for i in (0, n // 2, n - 1):
+                a, before = vector(n), vector(n)
+                x = a + 1
+                write(a, i, 1e9)
+                y = a + 2
+                z = x + a
+                write(a, i, 2e9)
+                after = before.copy()
+                after[i] = 1e9
+                np.deferred.calculate(after)
+                assert eager(lambda: (z == before + 1 + after).all())
+                assert eager(lambda: (x == before + 1).all() and (y == after + 2).all())
+                assert a[i] == 2e9
+        """)
+
     def test_dropped_readers(self, passes):
         passes("""
         a = vector(100_000)

@@ -341,7 +341,8 @@ def interop(ctx, pytest_args, no_build, jobs):
     """🤝 Run tests/interop with other projects' wheels
 
     In .venv-interop, with our wheel and what requirements/interop.txt pins;
-    everything is deferred in the first run, what is by default in the second.
+    everything is deferred and protected in the first run, what is by default in
+    the second.
     """
     python, stock_numpy = interop_python(ctx, no_build)
     os.environ["NUMPY_STOCK"] = str(stock_numpy)
@@ -354,11 +355,13 @@ def interop(ctx, pytest_args, no_build, jobs):
     if not any(Path(arg.partition("::")[0]).exists() for arg in pytest_args):
         command.append(tests)
     failed = False
-    for min_bytes in ("0", None):
-        os.environ.pop("NUMPY_DEFERRED_MIN_BYTES", None)
-        if min_bytes is not None:
-            os.environ["NUMPY_DEFERRED_MIN_BYTES"] = min_bytes
-        say(f"tests/interop with NUMPY_DEFERRED_MIN_BYTES={min_bytes or 'default'}")
+    variables = ("NUMPY_DEFERRED_MIN_BYTES", "NUMPY_DEFERRED_PROTECT_BYTES")
+    for size in ("0", None):
+        for name in variables:
+            os.environ.pop(name, None)
+            if size is not None:
+                os.environ[name] = size
+        say(f"tests/interop with {' and '.join(variables)} = {size or 'default'}")
         done = subprocess.run([*map(str, command), *pytest_args], cwd=ROOT)
         failed |= done.returncode != 0
     raise SystemExit(int(failed))

@@ -188,11 +188,17 @@ npy_deferred_use(npy_deferred_operand *operand)
     PyArrayObject *array = operand->array;
     PyArrayObject *owner = npy_deferred_memory_owner(array);
     assert(owner != NULL);
+    /* If it was written to unseen, those before must not read what this one does. */
+    npy_deferred_usage *memory = npy_deferred_find_usage(owner);
+    if (memory != NULL && memory->readers != NULL &&
+        npy_deferred_check_operand(memory->readers) < 0) {
+        return -1;
+    }
     npy_deferred_usage *usage = find_or_add_usage(array);
     if (usage == NULL) {
         return -1;
     }
-    npy_deferred_usage *memory = find_or_add_usage(owner);
+    memory = find_or_add_usage(owner);
     if (memory == NULL) {
         remove_usage_if_unused(usage);
         return -1;
