@@ -8,14 +8,13 @@ headers where there is one, else against ours; it reads the structure itself.
 import os
 import signal
 import sys
-import sysconfig
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.extensions import build_extensions
+from helpers.extensions import SUFFIX, build_extensions
 from helpers.process import run_python
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 SITE_PACKAGES = Path(np.__file__).parent.parent
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 PAGE = os.sysconf("SC_PAGESIZE")
 
 # What every process begins with.

@@ -1,13 +1,16 @@
-"""Build extensions, those of tests/capi or others, against a NumPy."""
+"""Build extensions, those of tests/capi or others, against a NumPy; load them."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 SOURCES = Path(__file__).parent.parent / "capi"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def build_extensions(site_packages, directory, sources=SOURCES):
@@ -29,3 +32,10 @@ def build_extensions(site_packages, directory, sources=SOURCES):
         if done.returncode != 0:
             pytest.fail(done.stdout + done.stderr, pytrace=False)
     return Path(directory)
+
+
+def load(directory, name):
+    spec = importlib.util.spec_from_file_location(name, directory / f"{name}{SUFFIX}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
