@@ -17,6 +17,8 @@ def build_extensions(site_packages, directory, sources=SOURCES):
     """Meson finds NumPy in `site_packages` by its pkg-config file."""
     numpy = Path(site_packages, "numpy")
     env = dict(os.environ)
+    # A sanitizer's library: compilers are slow with it, and Cython may crash.
+    env.pop("LD_PRELOAD", None)
     # Where the environment that runs the tests has meson, ninja and cython.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     env["PKG_CONFIG_PATH"] = str(numpy / "_core" / "lib" / "pkgconfig")
