@@ -60,8 +60,9 @@ SANITIZERS = {
     "build-tsan": {
         "LD_PRELOAD": "libtsan.so",
         # The fault handler calculates, which needs malloc; guard.c says when.
-        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"
-        ":report_signal_unsafe=0:handle_segv=0:die_after_fork=0"
+        "TSAN_OPTIONS": "halt_on_error=1:allocator_may_return_null=1"
+        ":second_deadlock_stack=1:report_signal_unsafe=0:handle_segv=0"
+        ":die_after_fork=0"
         f":suppressions={SUPPRESSIONS / 'thread.txt'}",
         "PYTHONMALLOC": "malloc",
     },
