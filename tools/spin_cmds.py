@@ -53,7 +53,7 @@ SANITIZERS = {
         # end by SIGSEGV; tests/test_faults.py preloads another library before this.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:abort_on_error=1"
         ":handle_segv=0:verify_asan_link_order=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1"
         f":suppressions={SUPPRESSIONS / 'undefined.txt'}",
         "PYTHONMALLOC": "malloc",
     },
