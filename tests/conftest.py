@@ -1,6 +1,5 @@
 """Fixtures of all tests."""
 
-import gc
 import os
 
 # Small arrays show bugs that large ones hide.  Read when NumPy is imported.
@@ -8,6 +7,8 @@ os.environ["NUMPY_DEFERRED_MIN_BYTES"] = "0"
 
 import numpy as np
 import pytest
+
+from helpers import leftovers
 
 
 def pytest_sessionstart():
@@ -17,15 +18,8 @@ def pytest_sessionstart():
 
 @pytest.fixture(autouse=True)
 def nothing_left():
-    """A test leaves no array pending, and the states as they were."""
-    pending = np.deferred.stats()["pending"]
-    state, errors = np.getdeferred(), np.geterr()
-    yield
-    if np.deferred.stats()["pending"] != pending:
-        gc.collect()
-    assert np.deferred.stats()["pending"] == pending
-    assert np.getdeferred() is state
-    assert np.geterr() == errors
+    with leftovers.nothing_left():
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The C API: from C, C++ and Cython, and where deferral meets WRITEBACKIFCOPY."""
 
-import importlib.util
 import os
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +8,9 @@ import pytest
 
 from helpers.compare import assert_same, bits, observe
 from helpers.counting import counted
-from helpers.extensions import build_extensions
+from helpers.extensions import build_extensions, load
 from helpers.process import output_of
 
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SITE_PACKAGES = Path(np.__file__).parent.parent
 SLOT = 1000
 
@@ -32,13 +29,6 @@ def stock(tmp_path_factory):
         pytest.skip("no stock NumPy: `spin stock` builds it")
     directory = tmp_path_factory.mktemp("capi") / "stock"
     return site_packages, build_extensions(site_packages, directory)
-
-
-def load(directory, name):
-    spec = importlib.util.spec_from_file_location(name, directory / f"{name}{SUFFIX}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-from helpers.process import output_of
-
 
 def in_thread(function, *args):
     results = []
@@ -61,17 +59,6 @@ class TestInheritance:
                 return await asyncio.to_thread(states)
 
         assert asyncio.run(main()) == (True, "raise")
-
-    def test_environment_is_the_start_of_every_thread(self):
-        code = """
-            import threading
-            import numpy as np
-            np.setdeferred(False)
-            thread = threading.Thread(target=lambda: print(np.getdeferred()))
-            thread.start()
-            thread.join()
-            """
-        assert output_of(code, NUMPY_DEFERRED="1") == "True"
 
 
 class TestTasks:

@@ -49,17 +49,20 @@ SUPPRESSIONS = ROOT / "tools" / "sanitizers"
 SANITIZERS = {
     "build-sanitize": {
         "LD_PRELOAD": "libasan.so",
-        # Python itself leaves memory behind; our tests ask for too much of it;
-        # tests/test_faults.py preloads another library before this one.
+        # Python itself leaves memory behind; our tests ask for too much of it, and
+        # end by SIGSEGV; tests/test_faults.py preloads another library before this.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:abort_on_error=1"
-        ":verify_asan_link_order=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"
+        ":handle_segv=0:verify_asan_link_order=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1:abort_on_error=1"
         f":suppressions={SUPPRESSIONS / 'undefined.txt'}",
         "PYTHONMALLOC": "malloc",
     },
     "build-tsan": {
         "LD_PRELOAD": "libtsan.so",
-        "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"
+        # The fault handler calculates, which needs malloc; guard.c says when.
+        "TSAN_OPTIONS": "halt_on_error=1:allocator_may_return_null=1"
+        ":second_deadlock_stack=1:report_signal_unsafe=0:handle_segv=0"
+        ":die_after_fork=0"
         f":suppressions={SUPPRESSIONS / 'thread.txt'}",
         "PYTHONMALLOC": "malloc",
     },

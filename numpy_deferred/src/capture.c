@@ -37,8 +37,8 @@ typedef struct {
     PyArrayObject **op;
     NPY_ORDER order;
     int errmask;
-    PyArrayObject
-            *elided; /* input that gives the result its type and layout, or NULL */
+    /* The input that gives the result its type and layout, or NULL. */
+    PyArrayObject *elided;
 } ufunc_call;
 
 /* What became of a call, beside 1, 0 and -1: look at it afresh. */

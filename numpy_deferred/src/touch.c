@@ -190,9 +190,13 @@ calculate_silently(PyArrayObject *arr)
 NPY_NO_EXPORT int
 npy_deferred_holds_gil(void)
 {
-    /* Before 3.12 this is the holder, later this thread if it is the holder. */
     PyThreadState *current = PyThreadState_GetUnchecked();
-    return current != NULL && current->thread_id == PyThread_get_thread_ident();
+#if PY_VERSION_HEX < 0x030C0000
+    /* Of whoever is the holder, who may free it meanwhile: not to be looked into. */
+    return current != NULL && current == PyGILState_GetThisThreadState();
+#else
+    return current != NULL;
+#endif
 }
 
 /*

@@ -66,6 +66,20 @@ write_item(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+#ifdef __x86_64__
+/* copy(to, from, nbytes), with addresses and one instruction. */
+static PyObject *
+copy(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_ssize_t to, from, nbytes;
+    if (!PyArg_ParseTuple(args, "nnn", &to, &from, &nbytes)) {
+        return NULL;
+    }
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(nbytes) : : "memory");
+    Py_RETURN_NONE;
+}
+#endif
+
 /* The sum through PyArray_DATA, whatever that does with these headers. */
 static PyObject *
 sum_data(PyObject *Py_UNUSED(module), PyObject *arg)
@@ -252,6 +266,9 @@ static PyMethodDef methods[] = {
         {"address", address, METH_O, NULL},
         {"read", read_item, METH_VARARGS, NULL},
         {"write", write_item, METH_VARARGS, NULL},
+#ifdef __x86_64__
+        {"copy", copy, METH_VARARGS, NULL},
+#endif
         {"sum_data", sum_data, METH_O, NULL},
         {"sum_items", sum_items, METH_O, NULL},
         {"sums", sums, METH_VARARGS, NULL},

@@ -1,18 +1,16 @@
 """Extension modules compiled against stock NumPy: Cython, pybind11, f2py."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers.compare import assert_same
-from helpers.extensions import build_extensions
+from helpers.extensions import SUFFIX, build_extensions, load
 from helpers.handover import (
     handed,
     in_threads,
@@ -26,7 +24,6 @@ from helpers.handover import (
 )
 
 pytest.importorskip("Cython")
-SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SOURCES = Path(__file__).parent / "extensions"
 
 
@@ -39,24 +36,21 @@ def extensions(tmp_path_factory):
     return build_extensions(site_packages, directory, SOURCES)
 
 
-def load(directory, name):
-    path = directory / f"{name}{SUFFIX}"
-    if not path.exists():
+def load_built(directory, name):
+    """What pybind11 or a compiler is missing for was not built."""
+    if not (directory / f"{name}{SUFFIX}").exists():
         pytest.skip(f"{name} was not built")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(directory, name)
 
 
 @pytest.fixture(scope="session")
 def cython(extensions):
-    return load(extensions, "_cython_module")
+    return load_built(extensions, "_cython_module")
 
 
 @pytest.fixture(scope="session")
 def pybind(extensions):
-    return load(extensions, "_pybind_module")
+    return load_built(extensions, "_pybind_module")
 
 
 def test_compiled_against_stock(extensions):
@@ -360,7 +354,7 @@ def fortran(tmp_path_factory):
         env=env,
         check=True,
     )
-    return load(directory, "_fortran")
+    return load_built(directory, "_fortran")
 
 
 class TestF2py:
