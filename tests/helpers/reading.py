@@ -244,7 +244,9 @@ VECTOR = {
     "broadcast_to": lambda a: np.broadcast_to(a, (2, 12)),
     "broadcast_arrays": lambda a: np.broadcast_arrays(a, np.ones((2, 1)))[0],
     "np.broadcast": lambda a: list(np.broadcast(a, [[1], [2]])),
-    "as_strided": lambda a: np.lib.stride_tricks.as_strided(a, (3, 3), (8, 16)),
+    "as_strided": lambda a: np.lib.stride_tricks.as_strided(
+        a, (a.size // 4, 3), (8, 16)
+    ),
     "sliding_window": lambda a: np.lib.stride_tricks.sliding_window_view(a, 3),
     "split": lambda a: np.split(a, 3)[1],
     "flip": np.flip,
