@@ -5,12 +5,22 @@ The cases come from `ufunc.types` of all ufuncs in the namespace, so that a loop
 added upstream is tested the day the source is updated.
 """
 
+import math
+import random
+
 import numpy as np
 import pytest
 
 from helpers.compare import comparison
 from helpers.counting import counted
-from helpers.layouts import LENGTHS, arrangements, operand, strided
+from helpers.layouts import (
+    LAYOUTS,
+    LENGTHS,
+    arrangements,
+    contiguous,
+    operand,
+    strided,
+)
 from helpers.loops import ELEMENTWISE, ELEMENTWISE_UFUNCS, LOOPS, OTHERS
 from helpers.values import NUMERIC
 
@@ -225,6 +235,107 @@ def test_not_elementwise(loop):
             operands = [operand(char, shape, i) for i, char in enumerate(loop.inputs)]
             compared.same(f"single-{shape}", single, loop.ufunc, operands)
             compared.same(f"fed-{shape}", fed, loop.ufunc, operands)
+
+
+def distinct_nans(char, shape, position):
+    """NaNs, each with a payload of its own; some numbers and infinities."""
+    bits = np.arange(math.prod(shape)) * 8 + position + 1
+    unsigned = np.dtype(f"u{np.dtype(char).itemsize}")
+    quiet = np.array([np.nan, -np.nan], char).view(unsigned)
+    array = (quiet[bits % 3 % 2] | bits.astype(unsigned)).view(char)
+    array[position + 1 :: 7] = position + 0.5
+    array[position + 2 :: 11] = [np.inf, -np.inf][position % 2]
+    return array.reshape(shape)
+
+
+class ShortRows:
+    """Random chains of sums and products over operands with rows of `length`."""
+
+    def __init__(self, char, length, seed):
+        self.choice = random.Random(f"{char} {length} {seed}")
+        self.char = char
+        rows = self.choice.choice([(2,), (3,), (5,), (9,), (70,), (3, 2), (2, 1, 4)])
+        self.shape = (*rows, length)
+        noperands = self.choice.choice([2, 3, 4, 9])
+        self.operands = [self.operand(i) for i in range(noperands)]
+        steps = range(self.choice.randrange(1, noperands + 3))
+        self.steps = [self.step(noperands + i) for i in steps]
+
+    def operand(self, position):
+        choice, shape = self.choice, list(self.shape)
+        if choice.random() < 0.5:
+            for axis in range(choice.choice([1, len(shape)])):
+                shape[axis] = 1 if choice.random() < 0.7 else shape[axis]
+            if choice.random() < 0.2:
+                shape[-1] = 1
+        layouts = [contiguous] * 4 + list(LAYOUTS)
+        char = choice.choice([self.char] * 6 + ["f", "d", "i"])
+        if char == "i":
+            return operand(char, shape, position, choice.choice(layouts))
+        data = distinct_nans(char, shape, position).ravel()
+        return choice.choice(layouts)(data, tuple(shape))
+
+    def step(self, nvalues):
+        ufunc = self.choice.choice([np.add, np.multiply] * 4 + [np.subtract, np.fmax])
+        first, second = self.choice.choices(range(nvalues - 1), k=2)
+        scalar = distinct_nans(self.char, (1,), nvalues)[0]
+        return ufunc, nvalues - 1 if nvalues % 3 else first, second, scalar
+
+    def run(self, target):
+        """The last result, made by itself, in place, as `out=` or assigned; all."""
+        values = list(self.operands)
+        for ufunc, first, second, scalar in self.steps[:-1]:
+            second = scalar if second % 5 == 4 else values[second]
+            values.append(ufunc(values[first], second))
+        ufunc, first, second, _ = self.steps[-1]
+        args = values[first], values[second]
+        shape = np.broadcast_shapes(*map(np.shape, args))
+        destination = np.zeros(shape, self.char)
+        if target == "alone":
+            destination = ufunc(*args)
+        elif target == "in place":
+            destination[...] = distinct_nans(self.char, shape, 7)
+            ufunc(destination, args[1], out=destination, casting="unsafe")
+        elif target == "out":
+            ufunc(*args, out=destination, casting="unsafe")
+        else:
+            destination[...] = ufunc(*args)
+        return destination, *values[len(self.operands) :]
+
+
+@pytest.mark.parametrize("length", range(1, 41))
+@pytest.mark.parametrize("char", "fd")
+def test_which_nan_in_short_rows(char, length):
+    """
+    Which of two NaNs a sum or product is depends on how many elements the loop
+    gets at a time: what eager NumPy joins and cuts is not what one walk over
+    all operands does.
+    """
+    with comparison() as compared:
+        for seed in range(40):
+            rows = ShortRows(char, length, seed)
+            for target in ("alone", "in place", "out", "assigned"):
+                with np.errstate(all=("ignore", "warn")[seed % 2]):
+                    compared.same(f"{seed} {target}", rows.run, target)
+
+
+@pytest.mark.parametrize("rest", [0, 1, 3, 8, 9, 16, 17, 64, 65])
+@pytest.mark.parametrize("char", "fd")
+def test_which_nan_at_the_end_of_buffers(char, rest):
+    """Eager NumPy casts by buffers, the last of which may be short."""
+
+    def chain(a, b, c, row):
+        return a * b + c, (a + row) * c, (a + b) * row
+
+    n, buffer = 8192 + rest, 8192
+    with comparison() as compared, np.errstate(all="ignore"):
+        for other in ("f", "d", "i", ">" + char):
+            for shape in [(n,), (n // 2, 2), (buffer // 3 + 1 + rest, 3)]:
+                a, b, c = (distinct_nans(char, shape, i) for i in range(3))
+                row = distinct_nans(char, shape[-1:], 3)
+                compared.same(f"{other} {shape}", chain, a, b.astype(other), c, row)
+                compared.same(f"{other} {shape}", chain, a.astype(other), b, c, row)
+                compared.same(f"{other} {shape}", chain, a, b, c, row.astype(other))
 
 
 def test_the_cases_are_there():

@@ -440,6 +440,7 @@ static int
 status_is_checked(npy_deferred_node *node, PyArrayObject *out)
 {
     npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+    npy_deferred_runs runs;
     PyArrayMethod_Context context;
     PyArrayMethod_StridedLoop *loop;
     NpyAuxData *auxdata = NULL;
@@ -447,7 +448,7 @@ status_is_checked(npy_deferred_node *node, PyArrayObject *out)
     NPY_context_init(&context, node->descrs);
     context.caller = (PyObject *)node->ufunc;
     context.method = node->method;
-    if (npy_deferred_eager_strides(node, out, strides) < 0 ||
+    if (npy_deferred_eager_strides(node, out, strides, &runs) < 0 ||
         node->method->get_strided_loop(&context, 1, 0, strides, &loop, &auxdata,
                                        &flags) < 0) {
         return -1;

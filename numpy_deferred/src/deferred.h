@@ -373,12 +373,19 @@ npy_deferred_can_fuse_out(npy_deferred_node *root);
 
 /* ---- walk.c: how memory is gone through ---- */
 
+/* How many elements loops get: `length` at a time, of `total`, and the rest; then
+ * again, if that is not the whole array. */
+typedef struct {
+    npy_intp length, total;
+} npy_deferred_runs;
+
 /* One walk over all operands of an expression and its result. */
 typedef struct {
     const npy_deferred_expression *expression;
     PyArrayObject *out;                              /* borrowed */
     NpyIter *iter;                                   /* owned; NULL: directly */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
+    npy_deferred_runs runs;
 } npy_deferred_walk;
 
 /*
@@ -393,12 +400,12 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
 NPY_NO_EXPORT int
 npy_deferred_walk_close(npy_deferred_walk *walk, int written);
 /*
- * The strides that the node's loop would see in eager NumPy; `out` is its
- * `out=` or NULL.  Returns 0 or -1 with an exception set.
+ * The strides that the node's loop would see in eager NumPy, and how many
+ * elements; `out` is its `out=` or NULL.  Returns 0 or -1 with an exception set.
  */
 NPY_NO_EXPORT int
 npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
-                           npy_intp strides[]);
+                           npy_intp strides[], npy_deferred_runs *runs);
 /*
  * Whether eager NumPy copies an input to make a trivial loop possible.  For the
  * inputs in their order; `*trivial` says whether it still is, at first 1.
@@ -445,6 +452,9 @@ typedef struct {
     int is_cast;
     int copied; /* of a cast: see npy_deferred_error */
     int leads;  /* a cast whose errors the operation after it may clear */
+    /* Where NaNs meet in a block of so many elements or fewer, the other one may
+     * be kept than in eager NumPy. */
+    npy_intp doubtful;
     int nargs;
     int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
     /* From here on set by execute.c, for the strides at hand. */
@@ -486,7 +496,17 @@ npy_deferred_plan_free(npy_deferred_plan *plan);
 
 /* ---- execute.c: run a plan ---- */
 
-/* Returns 0 or -1 with an exception set. */
+/*
+ * Blocks are multiples of it, but the last, which is no shorter if it is not
+ * the only one: what a loop does at its end, or when it has few elements, may
+ * give another NaN, and must come where it does in eager NumPy.
+ */
+#    define NPY_DEFERRED_BLOCK_UNIT 64
+
+/*
+ * Returns 0; 1 when it met NaNs that only eager NumPy itself can tell what
+ * becomes of; -1 with an exception set.
+ */
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 

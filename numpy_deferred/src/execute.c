@@ -9,6 +9,9 @@
  * state wants to know, and cleared only when something was raised.  It is not
  * read between the casts for an operation and the operation itself: loops that
  * clear it, comparisons, do so with what the casts raised in eager NumPy too.
+ *
+ * Doubtful steps (plan.c) look at their operands first: where two NaNs meet
+ * that are not the same, the plan is given up.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -36,12 +39,6 @@
 #define BLOCK_BYTES 16384
 #define MIN_BLOCK 128
 #define MAX_BLOCK 4096
-/*
- * Blocks are multiples of it, but the last, which is no shorter if it is not
- * the only one: what a loop does at its end, or when it has few elements, may
- * give another NaN, and must come where it does in eager NumPy.
- */
-#define BLOCK_UNIT 64
 #define SLOT_ALIGNMENT 64
 
 typedef struct {
@@ -141,7 +138,7 @@ allocate_scratch(run_state *state)
     for (int i = 0; i <= plan->out; i++) {
         moving += plan->values[i].descr->elsize;
     }
-    npy_intp block = (BLOCK_BYTES / (slots + moving)) & -BLOCK_UNIT;
+    npy_intp block = (BLOCK_BYTES / (slots + moving)) & -NPY_DEFERRED_BLOCK_UNIT;
     block = block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
     state->block = block;
     state->scratch =
@@ -164,7 +161,41 @@ allocate_scratch(run_state *state)
     return 0;
 }
 
-/* The hot loop: one block after the other, one step after the other. */
+#define DEFINE_NANS_MEET(name, type, bits)                                      \
+    static inline int name(char *const data[], npy_intp first, npy_intp second, \
+                           npy_intp n)                                          \
+    {                                                                           \
+        int found = 0;                                                          \
+        for (npy_intp i = 0; i < n; i++) {                                      \
+            type a = *(type *)(data[0] + i * first);                            \
+            type b = *(type *)(data[1] + i * second);                           \
+            bits one = *(bits *)(data[0] + i * first);                          \
+            bits other = *(bits *)(data[1] + i * second);                       \
+            found |= (a != a) & (b != b) & (one != other);                      \
+        }                                                                       \
+        return found;                                                           \
+    }
+DEFINE_NANS_MEET(floats_meet, npy_float, npy_uint32)
+DEFINE_NANS_MEET(doubles_meet, npy_double, npy_uint64)
+
+/* Whether NaNs meet of which a step may keep the other one. */
+static int
+nans_meet(const npy_deferred_step *step, char *const data[], npy_intp n)
+{
+    npy_intp first = step->strides[0], second = step->strides[1];
+    /* The compiler makes vectors of what it knows to lie side by side. */
+    if (step->node->descrs[0]->type_num == NPY_FLOAT) {
+        return first == sizeof(npy_float) && second == first
+                       ? floats_meet(data, sizeof(npy_float), sizeof(npy_float), n)
+                       : floats_meet(data, first, second, n);
+    }
+    return first == sizeof(npy_double) && second == first
+                   ? doubles_meet(data, sizeof(npy_double), sizeof(npy_double), n)
+                   : doubles_meet(data, first, second, n);
+}
+
+/* The hot loop: one block after the other, one step after the other.
+ * Returns as npy_deferred_execute. */
 static int
 run_blocks(run_state *state, npy_intp count)
 {
@@ -173,8 +204,8 @@ run_blocks(run_state *state, npy_intp count)
     int nmoving = plan->out + 1; /* operands and result */
     while (count > 0) {
         npy_intp n = count < state->block ? count : state->block;
-        if (n < count && count - n < BLOCK_UNIT) {
-            n -= BLOCK_UNIT;
+        if (n < count && count - n < NPY_DEFERRED_BLOCK_UNIT) {
+            n -= NPY_DEFERRED_BLOCK_UNIT;
         }
         for (int i = 0; i < plan->nsteps; i++) {
             npy_deferred_step *step = &plan->steps[i];
@@ -182,6 +213,9 @@ run_blocks(run_state *state, npy_intp count)
             npy_intp length = values[step->args[step->nargs - 1]].constant ? 1 : n;
             for (int j = 0; j < step->nargs; j++) {
                 data[j] = values[step->args[j]].data;
+            }
+            if (n <= step->doubtful && nans_meet(step, data, n)) {
+                return 1;
             }
             if (step->loop(step->context, data, &length, step->strides, step->auxdata) <
                 0) {
@@ -232,8 +266,9 @@ run_iterator(run_state *state)
         for (int i = 0; i <= plan->out; i++) {
             plan->values[i].data = pointers[i];
         }
-        if (run_blocks(state, *count) < 0) {
-            return -1;
+        int result = run_blocks(state, *count);
+        if (result != 0) {
+            return result;
         }
     } while (iternext(iter));
     return 0;
@@ -249,7 +284,7 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
     }
     PyMem_RawFree(state.scratch);
     /* Some loops set an exception and return success all the same. */
-    if (result == 0 && PyErr_Occurred()) {
+    if (result >= 0 && PyErr_Occurred()) {
         result = -1;
     }
     return result;

@@ -9,7 +9,8 @@
  * they are leaves: those of another size than the result (broadcasting would
  * compute them once per element of it), those that were evaluated before and
  * that somebody else needs too, and all of them where the fused walk over
- * memory would show some loop other strides than eager NumPy does (walk.c).
+ * memory would show some loop other strides than eager NumPy does (walk.c), or
+ * has met NaNs that only the latter can tell what becomes of (execute.c).
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -263,11 +264,13 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int copied, int 
     return 0;
 }
 
+/* Returns as npy_deferred_execute. */
 static int
 run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk, npy_deferred_errors *errors)
 {
-    if (npy_deferred_execute(plan, walk) < 0) {
-        return -1;
+    int result = npy_deferred_execute(plan, walk);
+    if (result != 0) {
+        return result;
     }
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];

@@ -10,7 +10,10 @@
  *
  * A plan is made for one walk over memory.  Where eager NumPy would have shown
  * a loop a contiguous buffer and the walk does not, a copy into a slot makes up
- * for it; where that is not enough, the expression cannot be planned.
+ * for it; where that is not enough, the expression cannot be planned.  Where it
+ * shows as many elements at a time as eager NumPy would, or many, all is well;
+ * else steps may be doubtful, and the plan is one that may be given up as long
+ * as nobody else sees what is written.
  *
  * It borrows everything from the expression, and owns what execute.c makes when
  * it binds the steps to loops.
@@ -145,29 +148,36 @@ result_value(npy_deferred_plan *plan, npy_deferred_node *node, int is_root,
 }
 
 /*
- * The strides eager NumPy's loop would see.  On a direct walk these follow
- * from what is known; else the iterator is asked, which may have none for the
- * only element.
+ * The strides eager NumPy's loop would see, and how many elements.  On a direct
+ * walk these follow from what is known, casts are done by buffers; else the
+ * iterator is asked, which may have none for the only element.
  */
 static int
 wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                npy_deferred_node *node, int is_root, npy_deferred_target target,
-               const int args[], npy_intp strides[])
+               const int args[], npy_intp strides[], npy_deferred_runs *runs)
 {
     PyArrayObject *out = is_root && target != NPY_DEFERRED_ASSIGN ? walk->out : NULL;
     if (walk->iter != NULL || PyArray_SIZE(walk->out) == 1) {
-        return npy_deferred_eager_strides(node, out, strides);
+        return npy_deferred_eager_strides(node, out, strides, runs);
     }
+    int buffered = 0;
     for (int i = 0; i < node->nin; i++) {
         npy_deferred_value *value = &plan->values[args[i]];
         strides[i] = value->kind == NPY_DEFERRED_VALUE_CONSTANT ? 0
                      : has_type(value, node->descrs[i]) ? value->stride
                                                         : node->descrs[i]->elsize;
+        buffered |= !has_type(value, node->descrs[i]);
     }
     npy_deferred_value *result = &plan->values[plan->out];
     PyArray_Descr *descr = node->descrs[node->nin];
     strides[node->nin] =
             out != NULL && has_type(result, descr) ? result->stride : descr->elsize;
+    buffered |= out != NULL && !has_type(result, descr);
+    *runs = walk->runs;
+    if (buffered) {
+        runs->length = PyArray_MIN(runs->total, npy_deferred_buffer_size());
+    }
     return 0;
 }
 
@@ -186,6 +196,44 @@ depends_on_neighbours(const npy_deferred_plan *plan, const npy_deferred_step *st
     PyObject *ufunc = (PyObject *)step->node->ufunc;
     return PyTypeNum_ISCOMPLEX(to) &&
            (ufunc == n_ops.add || ufunc == n_ops.multiply || ufunc == n_ops.square);
+}
+
+static int
+has_short_run(const npy_deferred_runs *runs)
+{
+    npy_intp rest = runs->total % runs->length;
+    return runs->length <= NPY_DEFERRED_BLOCK_UNIT ||
+           (rest != 0 && rest <= NPY_DEFERRED_BLOCK_UNIT);
+}
+
+/*
+ * Of blocks of how many elements the operation may keep another of two NaNs than
+ * in eager NumPy.  A loop may swap what it adds or multiplies, and does one
+ * thing with vectors, and another with the few elements that it leaves to the
+ * compiler.  Which elements are the rest of a run is known to be the same only
+ * where it is the very same walk.
+ */
+static npy_intp
+doubtful_length(const npy_deferred_node *node, const npy_deferred_walk *walk,
+                npy_deferred_target target, const npy_deferred_runs *eager)
+{
+    const npy_deferred_runs *runs = &walk->runs;
+    int same_walk = walk->expression->nnodes == 1 && target != NPY_DEFERRED_ASSIGN &&
+                    node->order == NPY_KEEPORDER;
+    PyObject *ufunc = (PyObject *)node->ufunc;
+    int type = node->descrs[node->nin]->type_num;
+    if ((ufunc != n_ops.add && ufunc != n_ops.multiply) ||
+        (type != NPY_FLOAT && type != NPY_DOUBLE)) {
+        return 0;
+    }
+    if (runs->length == eager->length &&
+        ((same_walk && runs->total == eager->total) ||
+         (runs->total % runs->length == 0 && eager->total % runs->length == 0))) {
+        return 0;
+    }
+    return has_short_run(eager)  ? NPY_MAX_INTP
+           : has_short_run(runs) ? NPY_DEFERRED_BLOCK_UNIT
+                                 : 0;
 }
 
 /* What a node's operands are, before casts and copies. */
@@ -221,9 +269,11 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         npy_deferred_node *node = walk->expression->nodes[i];
         int args[NPY_DEFERRED_MAX_NIN + 1];
         npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+        npy_deferred_runs runs;
         int is_root = i == nnodes - 1;
         find_arguments(plan, walk, node, results, args);
-        if (wanted_strides(plan, walk, node, is_root, target, args, strides) < 0) {
+        if (wanted_strides(plan, walk, node, is_root, target, args, strides, &runs) <
+            0) {
             return -1;
         }
         int trivial = 1;
@@ -249,6 +299,10 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         args[node->nin] = results[i];
         npy_deferred_step *step = add_step(plan, node, node->nin + 1);
         memcpy(step->args, args, sizeof(args));
+        step->doubtful = doubtful_length(node, walk, target, &runs);
+        if (step->doubtful > 0 && target != NPY_DEFERRED_FRESH) {
+            return 1;
+        }
     }
     if (results[nnodes - 1] != plan->out) {
         /* Eager NumPy casts to an `out=` as part of the operation. */

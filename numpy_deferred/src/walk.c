@@ -15,6 +15,7 @@
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
 #define _MULTIARRAYMODULE
 #define _UMATHMODULE
+#define NPY_ITERATOR_IMPLEMENTATION_CODE /* for what the iterator does not tell */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -27,6 +28,7 @@
 #include "extobj.h"
 #include "lowlevel_strided_loops.h"
 #include "mem_overlap.h"
+#include "nditer_impl.h"
 
 /* ufunc_object.c's NPY_UFUNC_DEFAULT_INPUT_FLAGS and _OUTPUT_FLAGS. */
 #define EAGER_INPUT_FLAGS \
@@ -173,10 +175,24 @@ trivial_strides(npy_deferred_node *node, PyArrayObject *op[], npy_intp strides[]
     return 1;
 }
 
+/* Those of a buffered iterator: it cuts and joins rows as it buffers operands. */
+static npy_deferred_runs
+iterator_runs(NpyIter *iter)
+{
+    npy_uint32 itflags = NIT_ITFLAGS(iter);
+    int nop = NIT_NOP(iter);
+    npy_intp sizeof_axisdata = NIT_AXISDATA_SIZEOF(itflags, NIT_NDIM(iter), nop);
+    NpyIter_BufferData *buffer = NIT_BUFFERDATA(iter);
+    NpyIter_AxisData *outer = NIT_INDEX_AXISDATA(NIT_AXISDATA(iter), buffer->outerdim);
+    npy_intp total = NBF_CORESIZE(buffer) * NAD_SHAPE(outer);
+    npy_deferred_runs runs = {PyArray_MIN(NBF_BUFFERSIZE(buffer), total), total};
+    return runs;
+}
+
 /* An overlap with an `out=` makes the iterator copy, so that strides change. */
 static int
 iterator_strides(npy_deferred_node *node, PyArrayObject *op[], int has_out,
-                 npy_intp buffersize, npy_intp strides[])
+                 npy_intp buffersize, npy_intp strides[], npy_deferred_runs *runs)
 {
     npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_REFS_OK |
                        NPY_ITER_ZEROSIZE_OK | NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
@@ -194,13 +210,14 @@ iterator_strides(npy_deferred_node *node, PyArrayObject *op[], int has_out,
         return -1;
     }
     NpyIter_GetInnerFixedStrideArray(iter, strides);
+    *runs = iterator_runs(iter);
     PyArray_DiscardWritebackIfCopy(NpyIter_GetOperandArray(iter)[node->nin]);
     return NpyIter_Deallocate(iter) == NPY_SUCCEED ? 0 : -1;
 }
 
 NPY_NO_EXPORT int
 npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
-                           npy_intp strides[])
+                           npy_intp strides[], npy_deferred_runs *runs)
 {
     PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 1] = {NULL};
     /* Not `out` itself: another iterator may be about to write to it. */
@@ -213,9 +230,10 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
     npy_intp buffersize = npy_deferred_buffer_size();
     int trivial = stand_ins(node, result, buffersize, op);
     int status = trivial < 0 ? -1 : 0;
+    runs->length = runs->total = PyArray_SIZE(result);
     if (status == 0 && !(trivial && trivial_strides(node, op, strides) &&
                          (out == NULL || trivial_overlaps(node, op)))) {
-        status = iterator_strides(node, op, out != NULL, buffersize, strides);
+        status = iterator_strides(node, op, out != NULL, buffersize, strides, runs);
     }
     for (int i = 0; i <= node->nin; i++) {
         Py_XDECREF(op[i]);
@@ -278,6 +296,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
             walk->strides[i] = PyArray_NDIM(array) == 1 ? PyArray_STRIDE(array, 0)
                                                         : PyArray_ITEMSIZE(array);
         }
+        walk->runs.length = walk->runs.total = PyArray_SIZE(out);
         return 1;
     }
     if (noperands > NPY_DEFERRED_MAX_OPERANDS) {
@@ -307,6 +326,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
         return -1;
     }
     NpyIter_GetInnerFixedStrideArray(walk->iter, walk->strides);
+    walk->runs = iterator_runs(walk->iter);
     return 1;
 }
 

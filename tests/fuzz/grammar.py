@@ -335,9 +335,6 @@ class Generator:
         layout = self.rng.choices(LAYOUTS, LAYOUT_WEIGHTS)[0]
         if np.dtype(dtype).char in "gG" and ("bytes" in layout or "view" in layout):
             layout = LAYOUTS[0]
-        if "np.nan" in layout and len(shape) != 1:
-            # In short rows, which NaN a sum or product is may differ.
-            layout = LAYOUTS[0]
         source = layout.format(
             dtype=dtype,
             n=n,

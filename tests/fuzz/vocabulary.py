@@ -72,7 +72,7 @@ SHAPES = [
 ]
 LARGE_SHAPES = [
     *[(9000,), (100, 120), (40000,), (200, 210), (3, 5000), (70000,)],
-    *[(1033,), (4099,), (8197,)],  # the end of a loop is short
+    *[(1033,), (4099,), (8197,), (2731, 3)],  # the end of a loop is short
 ]
 LAYOUTS = [
     "values({dtype!r}, {n}, {k}).reshape({shape}).copy()",
