@@ -231,6 +231,8 @@ class TestEnvironment:
             ("NUMPY_DEFERRED_GUARD", "yes"),
             ("NUMPY_DEFERRED_CACHE_BYTES", "much"),
             ("NUMPY_DEFERRED_PROTECT_BYTES", "all"),
+            ("NUMPY_DEFERRED_NUM_THREADS", "0"),
+            ("NUMPY_DEFERRED_NUM_THREADS", "two"),
         ],
     )
     def test_bad_values_are_named(self, name, value):

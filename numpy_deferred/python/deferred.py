@@ -19,6 +19,8 @@ is needed for that; it is for those who want to say when, or to see what.
 `set_protect_limit`    size from which operands are protected against writes
                        by compiled code
 `get_protect_limit`    the size
+`set_num_threads`      how many threads calculate together
+`get_num_threads`      their number
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
@@ -30,9 +32,11 @@ __all__ = [
     "calculate_all",
     "get_cache_limit",
     "get_memory_limit",
+    "get_num_threads",
     "get_protect_limit",
     "set_cache_limit",
     "set_memory_limit",
+    "set_num_threads",
     "set_protect_limit",
     "stats",
     "usage_count",
@@ -319,6 +323,63 @@ def get_protect_limit():
     True
     """
     return _core._deferred_get_protect_limit()
+
+
+def set_num_threads(n):
+    """
+    Set how many threads may work on one calculation.
+
+    Large expressions are calculated by several threads at once, each a part of
+    the elements.  The bits of the result do not depend on how many there are.
+
+    Parameters
+    ----------
+    n : int
+        At least 1, which uses the calling thread alone; more than 256 count as
+        256.  At start-up it is what the environment variable
+        ``NUMPY_DEFERRED_NUM_THREADS`` says, else ``OMP_NUM_THREADS``, else the
+        number of processors that the process may use.
+
+    Returns
+    -------
+    previous : int
+        The number before.
+
+    Raises
+    ------
+    ValueError
+        If `n` is less than 1.
+    TypeError
+        If it is not an integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> previous = np.deferred.set_num_threads(1)
+    >>> np.deferred.get_num_threads()
+    1
+    >>> np.deferred.set_num_threads(previous)
+    1
+    """
+    return _core._deferred_set_num_threads(n)
+
+
+def get_num_threads():
+    """
+    Get how many threads may work on one calculation.
+
+    Returns
+    -------
+    n : int
+        As last given to `set_num_threads`, but at most 256.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.deferred.get_num_threads() >= 1
+    True
+    """
+    return _core._deferred_get_num_threads()
 
 
 def stats():

@@ -491,6 +491,9 @@ typedef struct {
 NPY_NO_EXPORT int
 npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
                       npy_deferred_plan **plan);
+/* Of a plan that is not bound to loops yet: for another thread, or NULL. */
+NPY_NO_EXPORT npy_deferred_plan *
+npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan);
 
@@ -509,6 +512,27 @@ npy_deferred_plan_free(npy_deferred_plan *plan);
  */
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
+
+/* ---- threads.c: workers that share a calculation ---- */
+
+/*
+ * Call `run(argument, thread)` in this thread, and in up to `nthreads` - 1 others
+ * with other numbers below `nthreads`, at the same time; whichever come may take
+ * parts of the work until nothing is left.  Returns when all have returned.  `run`
+ * must not use Python.
+ */
+NPY_NO_EXPORT void
+npy_deferred_share(void (*run)(void *argument, int thread), void *argument,
+                   int nthreads);
+/* Whether the loops of a ufunc are NumPy's, which need no Python for numbers. */
+NPY_NO_EXPORT int
+npy_deferred_is_own_ufunc(const PyUFuncObject *ufunc);
+NPY_NO_EXPORT void
+npy_deferred_threads_init(PyObject *module);
+NPY_NO_EXPORT int
+npy_deferred_get_num_threads(void);
+NPY_NO_EXPORT void
+npy_deferred_set_num_threads(npy_intp n);
 
 /* ---- report.c: floating-point errors ---- */
 

@@ -10,6 +10,9 @@
  * read between the casts for an operation and the operation itself: loops that
  * clear it, comparisons, do so with what the casts raised in eager NumPy too.
  *
+ * Large work is shared with other threads (threads.c), which take parts of it; each
+ * has a plan of its own, for the data of its part, its slots, and what was raised.
+ *
  * Doubtful steps (plan.c) look at their operands first: where two NaNs meet
  * that are not the same, the plan is given up.
  */
@@ -237,17 +240,18 @@ run_blocks(run_state *state, npy_intp count)
     return 0;
 }
 
+/* Run `count` elements from the `start`th on. */
 static int
-run_direct(run_state *state)
+run_direct(run_state *state, npy_intp start, npy_intp count)
 {
     const npy_deferred_walk *walk = state->walk;
     npy_deferred_plan *plan = state->plan;
-    for (int i = 0; i < plan->out; i++) {
-        plan->values[i].data = PyArray_BYTES(walk->expression->operands[i]);
+    for (int i = 0; i <= plan->out; i++) {
+        PyArrayObject *array =
+                i < plan->out ? walk->expression->operands[i] : walk->out;
+        plan->values[i].data = PyArray_BYTES(array) + start * plan->values[i].stride;
     }
-    plan->values[plan->out].data = PyArray_BYTES(walk->out);
-    npy_clear_floatstatus_barrier((char *)state);
-    return run_blocks(state, PyArray_SIZE(walk->out));
+    return run_blocks(state, count);
 }
 
 static int
@@ -261,7 +265,6 @@ run_iterator(run_state *state)
     }
     char **pointers = NpyIter_GetDataPtrArray(iter);
     npy_intp *count = NpyIter_GetInnerLoopSizePtr(iter);
-    npy_clear_floatstatus_barrier((char *)state);
     do {
         for (int i = 0; i <= plan->out; i++) {
             plan->values[i].data = pointers[i];
@@ -274,14 +277,154 @@ run_iterator(run_state *state)
     return 0;
 }
 
+/* ---- in several threads ---- */
+
+/*
+ * What is given to a thread at a time touches about as much memory, and is a
+ * multiple of all blocks: no loop sees another length than in one thread, but where
+ * there are no blocks.
+ */
+#define PART_BYTES (256 * 1024)
+#define PART_UNIT MAX_BLOCK
+/* Elements, times steps, that are worth waking another thread. */
+#define WORTH_A_THREAD 65536
+
+typedef struct {
+    run_state *states; /* one for each thread */
+    npy_intp count, part, nparts;
+    npy_intp next; /* atomic */
+    int result;    /* atomic: of the first that was not 0 */
+} division;
+
+/* Take one part after the other.  Needs no GIL. */
+static void
+run_parts(void *argument, int thread)
+{
+    division *d = argument;
+    run_state *state = &d->states[thread];
+    npy_clear_floatstatus_barrier((char *)state);
+    while (__atomic_load_n(&d->result, __ATOMIC_RELAXED) == 0) {
+        npy_intp i = __atomic_fetch_add(&d->next, 1, __ATOMIC_RELAXED);
+        if (i >= d->nparts) {
+            break;
+        }
+        npy_intp start = i * d->part;
+        int result = run_direct(state, start,
+                                i == d->nparts - 1 ? d->count - start : d->part);
+        if (result != 0) {
+            __atomic_store_n(&d->result, result, __ATOMIC_RELAXED);
+        }
+    }
+}
+
+/* How many threads the plan is for; loops of others may want the GIL. */
+static int
+threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    npy_intp count = PyArray_SIZE(walk->out);
+    npy_intp shares = count / WORTH_A_THREAD * plan->nsteps +
+                      count % WORTH_A_THREAD * plan->nsteps / WORTH_A_THREAD;
+    if (walk->iter != NULL || shares < 2 || npy_deferred_get_num_threads() < 2) {
+        return 1;
+    }
+    for (int i = 0; i < plan->nsteps; i++) {
+        const npy_deferred_step *step = &plan->steps[i];
+        if (!step->is_cast && !npy_deferred_is_own_ufunc(step->node->ufunc)) {
+            return 1;
+        }
+    }
+    /* A late use of another address may have moved them; nobody can wait later. */
+    for (int i = 0; i <= walk->expression->noperands; i++) {
+        const void *data = i < walk->expression->noperands
+                                   ? PyArray_BYTES(walk->expression->operands[i])
+                                   : PyArray_BYTES(walk->out);
+        if (npy_deferred_is_guard(data)) {
+            npy_deferred_bring(data);
+        }
+    }
+    return (int)PyArray_MIN(shares, npy_deferred_get_num_threads());
+}
+
+/* Divide the elements of a direct walk. */
+static void
+divide(division *d, const npy_deferred_plan *plan, npy_intp count)
+{
+    npy_intp nbytes = 0;
+    for (int i = 0; i <= plan->out; i++) {
+        nbytes += plan->values[i].descr->elsize;
+    }
+    npy_intp block = d->states[0].block;
+    npy_intp unit = block == NPY_MAX_INTP ? PART_UNIT : block;
+    npy_intp part = (PART_BYTES / nbytes + unit - 1) / unit * unit;
+    d->count = count;
+    d->part = part;
+    /* The last is not short, so that its blocks are as long as elsewhere. */
+    d->nparts = PyArray_MAX(count / part, 1);
+}
+
+static int
+prepare(run_state *state)
+{
+    return bind(state) < 0 || allocate_scratch(state) < 0 ? -1 : 0;
+}
+
+/* Run a direct walk in several threads.  Each has a plan of its own. */
+static int
+run_divided(run_state *first, int nthreads)
+{
+    npy_deferred_plan *plan = first->plan;
+    const npy_deferred_walk *walk = first->walk;
+    run_state *states = PyMem_Calloc(nthreads, sizeof(*states));
+    int result = -1, prepared = 0;
+    if (states == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; prepared < nthreads; prepared++) {
+        run_state *state = &states[prepared];
+        state->walk = walk;
+        state->plan = npy_deferred_plan_copy(plan, walk);
+        if (state->plan == NULL || prepare(state) < 0) {
+            break;
+        }
+    }
+    if (prepared == nthreads) {
+        division d = {.states = states};
+        divide(&d, plan, PyArray_SIZE(walk->out));
+        npy_deferred_share(run_parts, &d, (int)PyArray_MIN(nthreads, d.nparts));
+        result = d.result;
+    }
+    for (int i = 0; i < nthreads; i++) {
+        for (int j = 0; states[i].plan != NULL && j < plan->nsteps; j++) {
+            plan->steps[j].status |= states[i].plan->steps[j].status;
+        }
+        if (states[i].plan != NULL) {
+            npy_deferred_plan_free(states[i].plan);
+        }
+        PyMem_RawFree(states[i].scratch);
+    }
+    PyMem_Free(states);
+    return result;
+}
+
+static int
+run_here(run_state *state)
+{
+    const npy_deferred_walk *walk = state->walk;
+    if (prepare(state) < 0) {
+        return -1;
+    }
+    npy_clear_floatstatus_barrier((char *)state);
+    return walk->iter == NULL ? run_direct(state, 0, PyArray_SIZE(walk->out))
+                              : run_iterator(state);
+}
+
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
     run_state state = {plan, walk, 0, 0, NULL};
-    int result = -1;
-    if (bind(&state) == 0 && allocate_scratch(&state) == 0) {
-        result = walk->iter == NULL ? run_direct(&state) : run_iterator(&state);
-    }
+    int nthreads = threads_for(plan, walk);
+    int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
     /* Some loops set an exception and return success all the same. */
     if (result >= 0 && PyErr_Occurred()) {

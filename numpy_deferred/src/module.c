@@ -170,6 +170,29 @@ set_protect_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 }
 
 static PyObject *
+get_num_threads(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+{
+    return PyLong_FromLong(npy_deferred_get_num_threads());
+}
+
+static PyObject *
+set_num_threads(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    npy_intp n = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
+    if (n == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (n < 1) {
+        PyErr_Format(PyExc_ValueError,
+                     "the number of threads must be at least 1, not %zd", n);
+        return NULL;
+    }
+    int previous = npy_deferred_get_num_threads();
+    npy_deferred_set_num_threads(n);
+    return PyLong_FromLong(previous);
+}
+
+static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
@@ -253,6 +276,8 @@ static PyMethodDef methods[] = {
         {"_deferred_set_cache_limit", set_cache_limit, METH_O, NULL},
         {"_deferred_get_protect_limit", get_protect_limit, METH_NOARGS, NULL},
         {"_deferred_set_protect_limit", set_protect_limit, METH_O, NULL},
+        {"_deferred_get_num_threads", get_num_threads, METH_NOARGS, NULL},
+        {"_deferred_set_num_threads", set_num_threads, METH_O, NULL},
         {"_deferred_stats", stats, METH_NOARGS, NULL},
         {NULL, NULL, 0, NULL},
 };
@@ -265,5 +290,6 @@ npy_deferred_init(PyObject *module)
         npy_deferred_capi_init(module) < 0) {
         return -1;
     }
+    npy_deferred_threads_init(module);
     return PyModule_AddFunctions(module, methods);
 }

@@ -405,6 +405,22 @@ npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
     return 0;
 }
 
+NPY_NO_EXPORT npy_deferred_plan *
+npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    npy_deferred_plan *copy = allocate_plan(walk->expression);
+    if (copy != NULL) {
+        copy->nvalues = plan->nvalues;
+        copy->nsteps = plan->nsteps;
+        copy->nslots = plan->nslots;
+        copy->out = plan->out;
+        memcpy(copy->values, plan->values, plan->nvalues * sizeof(*plan->values));
+        memcpy(copy->steps, plan->steps, plan->nsteps * sizeof(*plan->steps));
+        memcpy(copy->slots, plan->slots, plan->nslots * sizeof(*plan->slots));
+    }
+    return copy;
+}
+
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan)
 {

@@ -10,7 +10,8 @@
  * NUMPY_DEFERRED_MEMORY_BYTES limits what pending expressions keep alive, and
  * NUMPY_DEFERRED_CACHE_BYTES the memory that is kept for results (memory.c);
  * NUMPY_DEFERRED_PROTECT_BYTES is the size from which operands are protected
- * against compiled code (protect.c).
+ * against compiled code (protect.c); NUMPY_DEFERRED_NUM_THREADS how many threads
+ * calculate together (threads.c).
  *
  * npy_deferred_state_used keeps the price of a ufunc call down where nobody
  * ever asked for deferral: the context variable is not looked at then.
@@ -60,9 +61,9 @@ initial_state(void)
     return NULL;
 }
 
-/* Reads a number of bytes into `*result`, if the variable is set. */
+/* Reads a number of `what` into `*result`, if the variable is set. */
 static int
-read_bytes(const char *variable, npy_intp *result)
+read_number(const char *variable, const char *what, npy_intp least, npy_intp *result)
 {
     const char *value = getenv(variable);
     if (value == NULL || value[0] == '\0') {
@@ -70,14 +71,32 @@ read_bytes(const char *variable, npy_intp *result)
     }
     char *end;
     long long number = strtoll(value, &end, 10);
-    if (*end != '\0' || number < 0 || number > NPY_MAX_INTP) {
+    if (*end != '\0' || number < least || number > NPY_MAX_INTP) {
         PyErr_Format(PyExc_ValueError,
-                     "the environment variable %s must be a number of bytes, "
-                     "not %.100s",
-                     variable, value);
+                     "the environment variable %s must be a number of %s, not %.100s",
+                     variable, what, value);
         return -1;
     }
     *result = (npy_intp)number;
+    return 0;
+}
+
+static int
+read_bytes(const char *variable, npy_intp *result)
+{
+    return read_number(variable, "bytes", 0, result);
+}
+
+static int
+read_num_threads(void)
+{
+    npy_intp n = 0;
+    if (read_number("NUMPY_DEFERRED_NUM_THREADS", "threads, at least 1,", 1, &n) < 0) {
+        return -1;
+    }
+    if (n > 0) {
+        npy_deferred_set_num_threads(n);
+    }
     return 0;
 }
 
@@ -109,7 +128,7 @@ npy_deferred_state_init(PyObject *module)
         read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_CACHE_BYTES", &npy_deferred_cache_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_PROTECT_BYTES", &npy_deferred_protect_limit) < 0 ||
-        read_guard_mode() < 0) {
+        read_num_threads() < 0 || read_guard_mode() < 0) {
         return -1;
     }
     PyObject *initial = initial_state();

@@ -16,9 +16,11 @@ from numpy.deferred import (
     calculate_all,
     get_cache_limit,
     get_memory_limit,
+    get_num_threads,
     get_protect_limit,
     set_cache_limit,
     set_memory_limit,
+    set_num_threads,
     set_protect_limit,
     stats,
     usage_count,
@@ -114,6 +116,9 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert_type(protect, int)
     assert_type(np.deferred.set_protect_limit(np.int64(2**20)), int)
     assert_type(np.deferred.set_protect_limit(protect), int)
+    assert_type(np.deferred.get_num_threads(), int)
+    assert_type(np.deferred.set_num_threads(np.int64(1)), int)
+    assert_type(np.deferred.set_num_threads(2), int)
     assert_type(np.deferred.stats(), dict[str, int])
     assert_type(np.deferred.__version__, str)
     assert numpy.deferred.calculate is calculate
@@ -124,6 +129,8 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert numpy.deferred.set_memory_limit is set_memory_limit
     assert numpy.deferred.get_protect_limit is get_protect_limit
     assert numpy.deferred.set_protect_limit is set_protect_limit
+    assert numpy.deferred.get_num_threads is get_num_threads
+    assert numpy.deferred.set_num_threads is set_num_threads
     assert numpy.deferred.stats is stats
     assert numpy.deferred.usage_count is usage_count
 

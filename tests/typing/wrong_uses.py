@@ -65,6 +65,8 @@ np.deferred.set_cache_limit(None)  # error
 np.deferred.get_cache_limit(1)  # error
 np.deferred.set_protect_limit("all")  # error
 np.deferred.get_protect_limit(1)  # error
+np.deferred.set_num_threads(1.5)  # error
+np.deferred.get_num_threads(1)  # error
 np.deferred.stats("pending")  # error
 np.deferred.stats().pending  # error
 np.deferred.calculate_some(a)  # error

@@ -1,0 +1,297 @@
+"""Several threads share a calculation: the same bits, errors and states."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from helpers.compare import assert_same, comparison
+from helpers.layouts import contiguous, operand, strided, swapped
+from helpers.loops import ELEMENTWISE
+from helpers.process import output_of, run_python
+
+#: Enough for several threads, and a multiple of nothing.
+N = 200_003
+
+
+@pytest.fixture
+def num_threads():
+    previous = np.deferred.get_num_threads()
+    yield np.deferred.set_num_threads
+    np.deferred.set_num_threads(previous)
+
+
+def single(ufunc, operands):
+    return ufunc(*operands)
+
+
+def consumed(ufunc, operands):
+    result = ufunc(*operands)
+    return np.add(np.maximum(result, operands[0]), result)
+
+
+@pytest.mark.parametrize("loop", ELEMENTWISE, ids=str)
+def test_bits_do_not_depend_on_them(loop, num_threads):
+    with comparison() as compared, np.errstate(all="ignore"):
+        for layout in (contiguous, strided, swapped):
+            operands = [
+                operand(char, (N,), i, layout) for i, char in enumerate(loop.inputs)
+            ]
+            for n in (2, 5):
+                num_threads(n)
+                name = f"{layout.__name__}, {n} threads"
+                compared.same(name, single, loop.ufunc, operands)
+                if layout is not strided:
+                    compared.same(f"{name}, consumed", consumed, loop.ufunc, operands)
+
+
+@pytest.mark.parametrize("size", [65_536, 131_072, 131_073, 200_000, 1_048_577])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c16", "i2"])
+def test_sizes(size, dtype, num_threads):
+    """The last part is as long as it takes."""
+    a = np.arange(size).astype(dtype)
+    b = a[::-1].copy()
+
+    def work():
+        x = a * b + a
+        y = np.empty(size, "f8")
+        with np.errstate(all="ignore"):
+            y[...] = (x - b).real
+        return x, y, np.add(a, b * 2, out=np.empty(size, np.result_type(dtype, "f4")))
+
+    for n in (1, 2, 3, 16):
+        num_threads(n)
+        assert_same(work)
+
+
+@pytest.mark.parametrize("where", [0, 70_000, N - 1])
+@pytest.mark.parametrize("how", ["warn", "raise", "call", "log", "print"])
+def test_errors_of_any_part(how, where, num_threads, capsys):
+    """Once each, wherever the elements are that raise them."""
+    num_threads(4)
+    a, b = np.ones(N), np.ones(N)
+    a[where] = 0
+    if how != "raise":  # the second would be raised where the state changes
+        b[-1 - where] = 1e308
+
+    def work():
+        seen = []
+
+        class Log:
+            write = staticmethod(seen.append)
+
+        call = Log() if how == "log" else lambda *args: seen.append(args)
+        with np.errstate(all=how, call=call):
+            result = np.add(b / a, b * 10 - a)
+            np.deferred.calculate(result)
+        return result, [str(each).partition("\n")[0] for each in seen]
+
+    assert_same(work)
+    capsys.readouterr()
+
+
+def test_rounding_is_the_callers(num_threads):
+    """Workers run in the floating-point environment of the thread that asks."""
+    code = """
+    import ctypes, ctypes.util
+    import numpy as np
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    a = np.linspace(1, 2, 1_000_003)
+    np.deferred.set_num_threads(4)
+    for mode in (0x400, 0x800, 0xC00, 0):  # down, up, to zero, nearest on x86
+        libm.fesetround(mode)
+        with np.deferredstate(False):
+            expected = a / 3 + a * 1.1
+        with np.deferredstate(True):
+            x = a / 3 + a * 1.1
+            np.deferred.calculate(x)
+        assert x.tobytes() == expected.tobytes(), mode
+    """
+    if os.uname().machine != "x86_64":
+        pytest.skip("the modes have other numbers")
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+class TestProcesses:
+    def test_fork(self, num_threads):
+        """A child starts threads of its own; the parent goes on with its."""
+        code = """
+        import os, threading
+        import numpy as np
+        np.deferred.set_num_threads(3)
+        np.setdeferred(True)
+        a = np.arange(1_000_000) + 0.5
+        np.deferred.calculate(a)
+        def tasks():
+            return len(os.listdir("/proc/self/task"))
+        for _ in range(20):
+            assert float((a * 2 + a)[999_999]) == 3 * 999_999.5
+            pid = os.fork()
+            if pid == 0:
+                alone = tasks() == 1
+                right = float((a * 2 + a)[999_999]) == 3 * 999_999.5
+                os._exit(0 if alone and right and tasks() == 3 else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        """
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
+
+    def test_no_threads_before_they_are_needed(self):
+        code = """
+        import os
+        import numpy as np
+        np.deferred.set_num_threads(3)
+        before = len(os.listdir("/proc/self/task"))
+        with np.deferredstate(True):
+            a = np.arange(10_000.0) + 1
+            a.sum()
+        print(len(os.listdir("/proc/self/task")) - before)
+        """
+        assert output_of(code) == "0"
+
+    def test_idle_workers_sleep(self):
+        code = """
+        import os, time
+        import numpy as np
+        np.deferred.set_num_threads(4)
+        with np.deferredstate(True):
+            a = np.arange(1_000_000.0)
+            (a + 1).sum()
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(1)
+        print(time.process_time() - before < 0.05)
+        """
+        assert output_of(code) == "True"
+
+    def test_exit_with_workers(self):
+        code = """
+        import numpy as np
+        np.deferred.set_num_threads(4)
+        with np.deferredstate(True):
+            a = np.arange(1_000_000.0)
+            x = a + 1
+            x.sum()
+            kept = a * 2
+        """
+        done = run_python(code)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_signals_go_to_the_main_thread(self):
+        code = """
+        import os, signal
+        import numpy as np
+        np.deferred.set_num_threads(4)
+        caught = []
+        signal.signal(signal.SIGUSR1, lambda *args: caught.append(args))
+        a = np.arange(1_000_000.0)
+        for k in range(200):
+            with np.deferredstate(True):
+                x = a + k
+                np.deferred.calculate(x)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        print(len(caught) > 0)
+        """
+        assert output_of(code) == "True"
+
+
+def test_threads_of_python(num_threads):
+    """Each calculates its own, one after the other."""
+    num_threads(3)
+    a = np.arange(300_000.0)
+    expected = a * 3 + 1
+    wrong = []
+
+    def work():
+        with np.deferredstate(True):
+            for _ in range(30):
+                x = a * 3 + 1
+                if not (x == expected).all():
+                    wrong.append(x)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_loops_of_others_run_here():
+    """A loop that wants the GIL, which the caller holds, would wait for ever."""
+    code = """
+    import ctypes, threading
+    import numpy as np
+    np.deferred.set_num_threads(4)
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype = ctypes.c_void_p
+    get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    api = get_pointer(np._core._multiarray_umath._UFUNC_API, None)
+    new_ufunc = ctypes.PYFUNCTYPE(
+        ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p,
+        *[ctypes.c_int] * 4, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int,
+    )(ctypes.cast(api, ctypes.POINTER(ctypes.c_void_p))[1])
+    threads = set()
+
+    @ctypes.CFUNCTYPE(
+        None, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_ssize_t),
+        ctypes.c_void_p, ctypes.c_void_p,
+    )
+    def copy(data, n, strides, unused):
+        threads.add(threading.get_ident())
+        ctypes.memmove(data[1], data[0], 8 * n[0])
+
+    functions = (ctypes.c_void_p * 1)(ctypes.cast(copy, ctypes.c_void_p))
+    data = (ctypes.c_void_p * 1)(None)
+    types = bytes([np.dtype("d").num] * 2)
+    add = new_ufunc(functions, data, types, 1, 1, 1, -1, b"add", b"", 0)
+    a = np.arange(1_000_000) + 0.5
+    with np.deferredstate(True):
+        x = add(a) * 2
+        assert x.flags.deferred
+        np.deferred.calculate(x)
+    assert (x == a * 2).all() and threads == {threading.get_ident()}
+    """
+    done = run_python(code, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+class TestNumber:
+    def test_environment(self):
+        code = "import numpy as np; print(np.deferred.get_num_threads())"
+        few = {"OMP_NUM_THREADS": "3"}
+        assert output_of(code, **few) == "3"
+        assert output_of(code, OMP_NUM_THREADS="2,4") == "2"
+        assert output_of(code, NUMPY_DEFERRED_NUM_THREADS="5", **few) == "5"
+        assert output_of(code, NUMPY_DEFERRED_NUM_THREADS="9999") == "256"
+        ours = len(os.sched_getaffinity(0))
+        for meaningless in ("", "0", "many", "-1"):
+            assert 1 <= int(output_of(code, OMP_NUM_THREADS=meaningless)) <= ours
+
+    def test_affinity(self):
+        code = """
+        import os
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        import numpy as np
+        print(np.deferred.get_num_threads())
+        """
+        assert output_of(code, OMP_NUM_THREADS="") == "1"
+
+    def test_set(self, num_threads):
+        previous = np.deferred.get_num_threads()
+        assert num_threads(4) == previous
+        assert num_threads(np.int64(1)) == 4
+        assert num_threads(10**6) == 1
+        assert np.deferred.get_num_threads() == 256
+
+    @pytest.mark.parametrize("value", [0, -1, -(2**70)])
+    def test_too_few(self, value):
+        with pytest.raises((ValueError, OverflowError)):
+            np.deferred.set_num_threads(value)
+
+    @pytest.mark.parametrize("value", [1.5, None, "1"])
+    def test_not_an_integer(self, value):
+        with pytest.raises(TypeError):
+            np.deferred.set_num_threads(value)
