@@ -493,9 +493,12 @@ class TestForeignMemory:
     def test_exposed_memory(self):
         a = memory()
         a.ctypes.data  # noqa: B018
+        before = np.deferred.stats()["exposed"]
         assert not (a + 1).flags.deferred
         assert not (a[3:] + 1).flags.deferred
+        assert np.deferred.stats()["exposed"] == before + 2
         assert (a.copy() + 1).flags.deferred
+        assert np.deferred.stats()["exposed"] == before + 2
 
     def test_writeback_target(self):
         a = np.arange(8, dtype=float)

@@ -392,7 +392,10 @@ def stats():
         ``pending``, the deferred arrays alive; ``held``, the bytes that nothing
         but pending operations keeps alive; ``cached``, the bytes kept for new
         results; and since the start:
-        ``captured``, operations deferred; ``calculated``, arrays calculated;
+        ``captured``, operations deferred; ``exposed``, operations that ran at once
+        because code that NumPy cannot see may write to the memory of an input (it
+        has the address, or the memory is not NumPy's); ``calculated``, arrays
+        calculated;
         ``fused``, expressions evaluated straight into an existing array;
         ``released``, arrays dropped without being calculated; ``flushed``,
         writes that made the readers of the memory be calculated first;

@@ -167,8 +167,11 @@ static int
 can_wait(PyArrayObject *array)
 {
     PyArrayObject *owner = npy_deferred_memory_owner(array);
-    return owner != NULL && !PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED) &&
-           !PyArray_CHKFLAGS(array, NPY_ARRAY_UPDATEIFCOPY_TARGET) &&
+    if (owner == NULL || PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED)) {
+        npy_deferred_stats.exposed++;
+        return 0;
+    }
+    return !PyArray_CHKFLAGS(array, NPY_ARRAY_UPDATEIFCOPY_TARGET) &&
            !PyArray_CHKFLAGS(owner, NPY_ARRAY_UPDATEIFCOPY_TARGET);
 }
 

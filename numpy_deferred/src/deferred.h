@@ -132,6 +132,7 @@ npy_deferred_node_of(PyArrayObject *arr)
 /* The values that stats() shows. */
 typedef struct {
     npy_intp captured;   /* nodes made */
+    npy_intp exposed;    /* calls not captured, as others may write to an input */
     npy_intp calculated; /* deferred arrays that became regular */
     npy_intp fused;      /* evaluations straight into an existing array */
     npy_intp released;   /* nodes dropped without being calculated */
