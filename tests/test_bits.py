@@ -11,7 +11,7 @@ import random
 import numpy as np
 import pytest
 
-from helpers.compare import comparison
+from helpers.compare import assert_same, comparison
 from helpers.counting import counted
 from helpers.layouts import (
     LAYOUTS,
@@ -336,6 +336,54 @@ def test_which_nan_at_the_end_of_buffers(char, rest):
                 compared.same(f"{other} {shape}", chain, a, b.astype(other), c, row)
                 compared.same(f"{other} {shape}", chain, a.astype(other), b, c, row)
                 compared.same(f"{other} {shape}", chain, a, b, c, row.astype(other))
+
+
+@pytest.mark.parametrize("char", "fd")
+def test_which_nan_in_another_order(char):
+    """The same runs of as many elements, but not of the same ones."""
+
+    def into(destination, array, row):
+        destination[...] = array + row
+        return destination
+
+    def chain(array, row, other):
+        return (array + row) * other, other + array * row
+
+    usual = np.setbufsize(32)
+    try:
+        with comparison() as compared, np.errstate(all="ignore"):
+            for n in range(2, 21):
+                array = np.asfortranarray(distinct_nans(char, (n, n), 0))
+                row, other = distinct_nans(char, (n,), 1), np.full((n, n), 3, char)
+                for operands in [(array, row), (array.T, row[:, None])]:
+                    compared.same(f"{n} chain", chain, *operands, other)
+                    compared.same(f"{n} assigned", into, other.copy(), *operands)
+                    compared.same(f"{n} turned", into, other.copy().T, *operands)
+    finally:
+        np.setbufsize(usual)
+
+
+@pytest.mark.parametrize("way", ["in place", "into an operand", "of itself", "fresh"])
+@pytest.mark.parametrize("char", "fd")
+def test_nans_meet_late(char, way):
+    """When the first elements are there already, which nobody must have seen."""
+
+    def call(a, b, row):
+        a = a.copy()
+        if way == "in place":
+            a += b * row
+        elif way == "into an operand":
+            np.multiply(b + row, a, out=a)
+        elif way == "of itself":
+            a[...] = (a + row) * b + a
+        else:
+            return (a + row) * b + a
+        return a
+
+    a, b = (np.arange(i, 8193 + i, dtype=char).reshape(-1, 3) for i in range(2))
+    a[-1] = distinct_nans(char, (3,), 0)
+    b[-1] = distinct_nans(char, (3,), 1)
+    assert_same(call, a, b, np.arange(3, dtype=char))
 
 
 def test_the_cases_are_there():
