@@ -65,6 +65,66 @@ def test_sizes(size, dtype, num_threads):
         assert_same(work)
 
 
+def walks():
+    """Expressions that are gone through by an iterator: in rows, runs, and buffers."""
+    rng = np.random.default_rng(0)
+    a, b = rng.random((700, 800)), rng.random((800, 700))
+    row, column = rng.random(800), rng.random((700, 1))
+    whole = rng.random((60, 50, 40, 30))
+    third, last = rng.random((60, 50, 1, 30)), rng.random((60, 50, 40, 1))
+    narrow, three = rng.random((200_000, 3)), rng.random(3)
+    single = narrow.astype("f4")
+    return {
+        "transposed": lambda: a * b.T + row,
+        "strided": lambda: a[::2] * row + column[::2],
+        "broadcast": lambda: a * row + column,
+        "4d": lambda: 3 * whole + third - whole / last,
+        "narrow": lambda: narrow * three + 1,
+        "fortran": lambda: a.T * b - b,
+        "columns": lambda: a[:, ::2] + a[:, 1::2] * 2,
+        "reversed": lambda: a[::-1] * b.T,
+        "buffered": lambda: np.sin(a.T) + b * column[:, 0],
+        "mixed": lambda: whole[..., ::2].transpose(3, 1, 0, 2) * 2 + 1,
+        "cast": lambda: single * three,
+        "two of three": lambda: narrow[:, :2] * narrow[:, 1:] + three[:2],
+    }
+
+
+@pytest.mark.parametrize("name", walks())
+def test_iterators(name, num_threads):
+    function = walks()[name]
+
+    def assigned():
+        x = function()
+        out = np.zeros(x.shape, "f4")
+        transposed = np.zeros(x.shape[::-1])
+        out[...] = function()
+        transposed.T[...] = x
+        np.add(x, 1, out=transposed.T)
+        return x, out, transposed
+
+    for n in (1, 2, 5):
+        num_threads(n)
+        assert_same(assigned)
+
+
+def test_overlap_with_the_result(num_threads):
+    """A copy that the iterator makes is written back once."""
+
+    def work():
+        q = np.random.default_rng(0).random((700, 800))
+        p = q.copy()
+        inner = q[2:, 1:-1] + q[:-2, 1:-1] + q[1:-1, 2:] + q[1:-1, :-2]
+        q[1:-1, 1:-1] = inner / 4
+        p[:, ::-1][...] = p * 2 + 1
+        p[1:] += p[:-1] * 2
+        return q, p
+
+    for n in (1, 2, 5):
+        num_threads(n)
+        assert_same(work)
+
+
 @pytest.mark.parametrize("where", [0, 70_000, N - 1])
 @pytest.mark.parametrize("how", ["warn", "raise", "call", "log", "print"])
 def test_errors_of_any_part(how, where, num_threads, capsys):

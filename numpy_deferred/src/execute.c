@@ -47,6 +47,7 @@
 typedef struct {
     npy_deferred_plan *plan;
     const npy_deferred_walk *walk;
+    NpyIter *iter; /* the walk's, or owned: a copy of it */
     npy_intp block;
     int checks;    /* whether floating-point status matters */
     char *scratch; /* owned */
@@ -240,7 +241,6 @@ run_blocks(run_state *state, npy_intp count)
     return 0;
 }
 
-/* Run `count` elements from the `start`th on. */
 static int
 run_direct(run_state *state, npy_intp start, npy_intp count)
 {
@@ -255,21 +255,23 @@ run_direct(run_state *state, npy_intp start, npy_intp count)
 }
 
 static int
-run_iterator(run_state *state)
+run_iterator(run_state *state, npy_intp start, npy_intp count)
 {
-    NpyIter *iter = state->walk->iter;
+    NpyIter *iter = state->iter;
     npy_deferred_plan *plan = state->plan;
-    NpyIter_IterNextFunc *iternext = NpyIter_GetIterNext(iter, NULL);
-    if (iternext == NULL || NpyIter_Reset(iter, NULL) != NPY_SUCCEED) {
+    char *message; /* set instead of an exception, for which there may be no GIL */
+    if (NpyIter_ResetToIterIndexRange(iter, start, start + count, &message) !=
+        NPY_SUCCEED) {
         return -1;
     }
+    NpyIter_IterNextFunc *iternext = NpyIter_GetIterNext(iter, &message);
     char **pointers = NpyIter_GetDataPtrArray(iter);
-    npy_intp *count = NpyIter_GetInnerLoopSizePtr(iter);
+    npy_intp *length = NpyIter_GetInnerLoopSizePtr(iter);
     do {
         for (int i = 0; i <= plan->out; i++) {
             plan->values[i].data = pointers[i];
         }
-        int result = run_blocks(state, *count);
+        int result = run_blocks(state, *length);
         if (result != 0) {
             return result;
         }
@@ -277,12 +279,20 @@ run_iterator(run_state *state)
     return 0;
 }
 
+/* Run `count` elements from the `start`th on.  Needs no GIL. */
+static int
+run_range(run_state *state, npy_intp start, npy_intp count)
+{
+    return state->iter == NULL ? run_direct(state, start, count)
+                               : run_iterator(state, start, count);
+}
+
 /* ---- in several threads ---- */
 
 /*
- * What is given to a thread at a time touches about as much memory, and is a
- * multiple of all blocks: no loop sees another length than in one thread, but where
- * there are no blocks.
+ * What is given to a thread at a time touches about as much memory, and consists of
+ * whole blocks, or whole runs of the iterator: no loop sees another length than in
+ * one thread, but where there are no blocks.
  */
 #define PART_BYTES (256 * 1024)
 #define PART_UNIT MAX_BLOCK
@@ -309,12 +319,21 @@ run_parts(void *argument, int thread)
             break;
         }
         npy_intp start = i * d->part;
-        int result = run_direct(state, start,
-                                i == d->nparts - 1 ? d->count - start : d->part);
+        int result = run_range(state, start,
+                               i == d->nparts - 1 ? d->count - start : d->part);
         if (result != 0) {
             __atomic_store_n(&d->result, result, __ATOMIC_RELAXED);
         }
     }
+}
+
+/* Whether the iterator has a copy of an operand, which it writes back once. */
+static int
+writes_back(const npy_deferred_walk *walk)
+{
+    int noperands = walk->expression->noperands;
+    return walk->iter != NULL &&
+           NpyIter_GetOperandArray(walk->iter)[noperands] != walk->out;
 }
 
 /* How many threads the plan is for; loops of others may want the GIL. */
@@ -324,7 +343,7 @@ threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
     npy_intp count = PyArray_SIZE(walk->out);
     npy_intp shares = count / WORTH_A_THREAD * plan->nsteps +
                       count % WORTH_A_THREAD * plan->nsteps / WORTH_A_THREAD;
-    if (walk->iter != NULL || shares < 2 || npy_deferred_get_num_threads() < 2) {
+    if (shares < 2 || npy_deferred_get_num_threads() < 2 || writes_back(walk)) {
         return 1;
     }
     for (int i = 0; i < plan->nsteps; i++) {
@@ -345,16 +364,25 @@ threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
     return (int)PyArray_MIN(shares, npy_deferred_get_num_threads());
 }
 
-/* Divide the elements of a direct walk. */
+/* What parts may consist of: see PART_BYTES. */
+static npy_intp
+unit_of(const run_state *state)
+{
+    const npy_deferred_walk *walk = state->walk;
+    if (walk->iter != NULL) {
+        return walk->runs.total < PyArray_SIZE(walk->out) ? walk->runs.total
+                                                          : walk->runs.length;
+    }
+    return state->block == NPY_MAX_INTP ? PART_UNIT : state->block;
+}
+
 static void
 divide(division *d, const npy_deferred_plan *plan, npy_intp count)
 {
-    npy_intp nbytes = 0;
+    npy_intp nbytes = 0, unit = unit_of(&d->states[0]);
     for (int i = 0; i <= plan->out; i++) {
         nbytes += plan->values[i].descr->elsize;
     }
-    npy_intp block = d->states[0].block;
-    npy_intp unit = block == NPY_MAX_INTP ? PART_UNIT : block;
     npy_intp part = (PART_BYTES / nbytes + unit - 1) / unit * unit;
     d->count = count;
     d->part = part;
@@ -368,40 +396,68 @@ prepare(run_state *state)
     return bind(state) < 0 || allocate_scratch(state) < 0 ? -1 : 0;
 }
 
-/* Run a direct walk in several threads.  Each has a plan of its own. */
+/* What a thread needs, copied; release_state() takes what there is. */
 static int
-run_divided(run_state *first, int nthreads)
+copy_state(run_state *state, const run_state *from)
 {
-    npy_deferred_plan *plan = first->plan;
-    const npy_deferred_walk *walk = first->walk;
+    *state = *from;
+    state->iter = NULL;
+    state->plan = npy_deferred_plan_copy(from->plan, from->walk);
+    if (state->plan == NULL || prepare(state) < 0) {
+        return -1;
+    }
+    if (from->iter != NULL) {
+        state->iter = NpyIter_Copy(from->iter);
+        /* This allocates the buffers, which needs the GIL, and fills none. */
+        if (state->iter == NULL ||
+            NpyIter_ResetToIterIndexRange(state->iter, 0, 0, NULL) != NPY_SUCCEED) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int
+release_state(run_state *state)
+{
+    int result = 0;
+    if (state->plan != NULL) {
+        npy_deferred_plan_free(state->plan);
+    }
+    if (state->iter != NULL && NpyIter_Deallocate(state->iter) != NPY_SUCCEED) {
+        result = -1;
+    }
+    PyMem_RawFree(state->scratch);
+    return result;
+}
+
+/* Run a walk in several threads. */
+static int
+run_divided(const run_state *whole, int nthreads)
+{
+    npy_deferred_plan *plan = whole->plan;
     run_state *states = PyMem_Calloc(nthreads, sizeof(*states));
     int result = -1, prepared = 0;
     if (states == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    for (; prepared < nthreads; prepared++) {
-        run_state *state = &states[prepared];
-        state->walk = walk;
-        state->plan = npy_deferred_plan_copy(plan, walk);
-        if (state->plan == NULL || prepare(state) < 0) {
-            break;
-        }
+    while (prepared < nthreads && copy_state(&states[prepared], whole) == 0) {
+        prepared++;
     }
     if (prepared == nthreads) {
         division d = {.states = states};
-        divide(&d, plan, PyArray_SIZE(walk->out));
+        divide(&d, plan, PyArray_SIZE(whole->walk->out));
         npy_deferred_share(run_parts, &d, (int)PyArray_MIN(nthreads, d.nparts));
         result = d.result;
     }
     for (int i = 0; i < nthreads; i++) {
-        for (int j = 0; states[i].plan != NULL && j < plan->nsteps; j++) {
+        for (int j = 0; i < prepared && j < plan->nsteps; j++) {
             plan->steps[j].status |= states[i].plan->steps[j].status;
         }
-        if (states[i].plan != NULL) {
-            npy_deferred_plan_free(states[i].plan);
+        if (release_state(&states[i]) < 0) {
+            result = -1;
         }
-        PyMem_RawFree(states[i].scratch);
     }
     PyMem_Free(states);
     return result;
@@ -410,19 +466,17 @@ run_divided(run_state *first, int nthreads)
 static int
 run_here(run_state *state)
 {
-    const npy_deferred_walk *walk = state->walk;
     if (prepare(state) < 0) {
         return -1;
     }
     npy_clear_floatstatus_barrier((char *)state);
-    return walk->iter == NULL ? run_direct(state, 0, PyArray_SIZE(walk->out))
-                              : run_iterator(state);
+    return run_range(state, 0, PyArray_SIZE(state->walk->out));
 }
 
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
-    run_state state = {plan, walk, 0, 0, NULL};
+    run_state state = {.plan = plan, .walk = walk, .iter = walk->iter};
     int nthreads = threads_for(plan, walk);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);

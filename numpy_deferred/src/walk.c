@@ -306,7 +306,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
     PyArray_Descr *dtypes[NPY_DEFERRED_MAX_OPERANDS + 1];
     npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
-                       NPY_ITER_DELAY_BUFALLOC;
+                       NPY_ITER_DELAY_BUFALLOC | NPY_ITER_RANGED;
     if (target != NPY_DEFERRED_FRESH) {
         flags |= NPY_ITER_COPY_IF_OVERLAP;
     }
