@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,6 +278,54 @@ def test_threads_of_python(num_threads):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_touches_meanwhile():
+    """
+    Threads without the GIL want other arrays, and write to operands; the holder,
+    which they ask when it does not answer, must end its own calculation first.
+    """
+    code = """
+    import ctypes, threading
+    import numpy as np
+    from helpers.unseen import address
+    np.deferred.set_num_threads(4)
+    np.deferred.set_protect_limit(0)
+    np.setdeferred(True)
+    library = ctypes.CDLL(None)
+    for n in (6_000, 40_000, 300_000):
+        a = np.arange(n) + 0.5
+        big = np.arange(2_000_000) + 0.5
+        np.deferred.calculate(a, big)
+        for k in range(40):
+            x, b = a * 2 + k, a * 1
+            np.deferred.calculate(b)
+            y = b * 3
+            copies = [ctypes.create_string_buffer(8 * n) for _ in range(2)]
+            where = ctypes.c_void_p(address(x))
+            targets = [
+                lambda: library.memcpy(copies[0], where, 8 * n),
+                lambda: library.memcpy(copies[1], where, 8 * n),
+                lambda: library.memset(ctypes.c_void_p(address(b)), 0, 8 * n),
+            ]
+            threads = [threading.Thread(target=target) for target in targets]
+            for thread in threads:
+                thread.start()
+            for j in range(3):
+                z = big * 3 + j
+                assert float(z[-1]) == 3 * 1_999_999.5 + j
+            for thread in threads:
+                thread.join()
+            with np.deferredstate(False):
+                expected = (a * 2 + k).tobytes()
+                assert copies[0].raw == copies[1].raw == expected
+                assert x.tobytes() == expected
+                assert (y == a * 3).all() and not b.any()
+    """
+    tests = str(Path(__file__).parent)
+    paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run_python(code, PYTHONPATH=paths)
+    assert done.returncode == 0, done.stderr
 
 
 def test_loops_of_others_run_here():

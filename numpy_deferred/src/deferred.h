@@ -525,6 +525,9 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 NPY_NO_EXPORT void
 npy_deferred_share(void (*run)(void *argument, int thread), void *argument,
                    int nthreads);
+/* Whether that is under way, so that what workers read must stay where it is. */
+NPY_NO_EXPORT int
+npy_deferred_is_sharing(void);
 /* Whether the loops of a ufunc are NumPy's, which need no Python for numbers. */
 NPY_NO_EXPORT int
 npy_deferred_is_own_ufunc(const PyUFuncObject *ufunc);

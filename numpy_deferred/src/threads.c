@@ -56,9 +56,9 @@ static struct {
     fenv_t environment;
     /* How many workers may still join, beside those that have: atomic. */
     int places;
-    int finished;   /* of those that have joined: atomic */
-    int generation; /* of jobs: atomic */
-    int busy;       /* a job is under way; guarded by the GIL */
+    int finished;      /* of those that have joined: atomic */
+    int generation;    /* of jobs: atomic */
+    volatile int busy; /* a job is under way; guarded by the GIL */
     /* Guarded by the mutex. */
     int sleeping, ending;
     pthread_mutex_t mutex;
@@ -209,6 +209,12 @@ npy_deferred_share(void (*run)(void *argument, int thread), void *argument,
     pool.busy = 0;
 }
 
+NPY_NO_EXPORT int
+npy_deferred_is_sharing(void)
+{
+    return pool.busy;
+}
+
 /* The processors that a control group grants, rounded up; 0: no limit. */
 static int
 granted_processors(void)
@@ -246,6 +252,12 @@ npy_deferred_share(void (*run)(void *argument, int thread), void *argument,
                    int NPY_UNUSED(nthreads))
 {
     run(argument, 0);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_sharing(void)
+{
+    return 0;
 }
 
 static int
