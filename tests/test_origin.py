@@ -71,6 +71,35 @@ def test_in_the_middle_of_fused_assignment():
     assert len(outcome.warnings) == 3
 
 
+def combine(a, b):
+    return np.bitwise_and(a, b, dtype="i", casting="unsafe")
+
+
+LINE_OF_COMBINE = inspect.getsourcelines(combine)[1] + 1
+
+
+def test_cast_of_an_operation_that_eager_numpy_runs():
+    """It is cast before, which reports by itself, for the state it was written in."""
+    a = np.array([[1], [np.nan]], "g")
+    b = np.arange(6, dtype="f")
+    seen = set()
+    for c in (np.resize(a, (6, 1))[..., 1:2, [0]], a[..., 1, [0]], a[:, 0]):
+        other = b[: c.size] if c.ndim == 1 else b
+        with recorded() as caught:
+            with np.deferredstate(False), np.errstate(all="warn"):
+                expected = combine(c, other)
+            count = len(caught)
+            with np.deferredstate(True), np.errstate(all="warn"):
+                x = combine(c, other)
+                assert x.flags.deferred and len(caught) == count
+            assert x.tobytes() == expected.tobytes()
+        told = [(str(w.message), w.filename, w.lineno) for w in caught]
+        assert told[:count] == told[count:] != []
+        assert {(name, line) for _, name, line in told} == {(__file__, LINE_OF_COMBINE)}
+        seen.update(message for message, _, _ in told)
+    assert "invalid value encountered in cast" in seen
+
+
 def module_of(source, name):
     module = types.ModuleType(name)
     exec(compile(source, f"{name}.py", "exec"), module.__dict__)

@@ -21,9 +21,14 @@
 #include <Python.h>
 
 #include "numpy/arrayobject.h"
+#include "numpy/npy_math.h"
 
 #include "array_assign.h"
+#include "common.h"
+#include "convert_datatype.h"
+#include "ctors.h"
 #include "deferred.h"
+#include "lowlevel_strided_loops.h"
 
 static int
 add_operand(npy_deferred_expression *expression, PyArrayObject *array, int limit)
@@ -314,6 +319,64 @@ is_done(PyArrayObject *array)
     return array != NULL && !npy_deferred_is(array);
 }
 
+/* Cast a one-dimensional array, which gets new memory, and leave errors to others. */
+static int
+cast_silently(PyArrayObject **array, PyArray_Descr *descr, int *status)
+{
+    PyArrayObject *from = *array;
+    npy_intp n = PyArray_DIM(from, 0);
+    npy_intp strides[2] = {PyArray_STRIDE(from, 0), descr->elsize};
+    NPY_cast_info cast;
+    NPY_ARRAYMETHOD_FLAGS flags;
+    Py_INCREF(descr);
+    PyArrayObject *to = (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, descr, 1, &n, NULL, NULL, 0, NULL, NULL,
+            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+    if (to == NULL) {
+        return -1;
+    }
+    NPY_cast_info_init(&cast);
+    if (PyArray_GetDTypeTransferFunction(IsUintAligned(from), strides[0], strides[1],
+                                         PyArray_DESCR(from), descr, 0, &cast,
+                                         &flags) != NPY_SUCCEED) {
+        Py_DECREF(to);
+        return -1;
+    }
+    char *data[2] = {PyArray_BYTES(from), PyArray_BYTES(to)};
+    npy_clear_floatstatus_barrier((char *)data);
+    int result = cast.func(&cast.context, data, &n, strides, cast.auxdata);
+    *status = flags & NPY_METH_NO_FLOATINGPOINT_ERRORS
+                      ? 0
+                      : npy_get_floatstatus_barrier((char *)data);
+    NPY_cast_info_xfree(&cast);
+    *array = to;
+    Py_DECREF(from);
+    return result;
+}
+
+/*
+ * Cast what eager NumPy casts before it runs the node, reporting by itself where
+ * it stands and as its state is now.
+ */
+static int
+cast_inputs(npy_deferred_node *node, PyArrayObject *op[], npy_deferred_errors *errors)
+{
+    int trivial = 1;
+    npy_intp buffersize = npy_deferred_buffer_size();
+    for (int i = 0; i < node->nin; i++) {
+        int status;
+        if (!npy_deferred_copied_by_eager(op[i], node->descrs[i], buffersize,
+                                          &trivial)) {
+            continue;
+        }
+        if (cast_silently(&op[i], node->descrs[i], &status) < 0 ||
+            (status != 0 && add_error(errors, node, 1 + i, status) < 0)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /*
  * Run a node whose operands are all regular as eager NumPy does.  Returns 0;
  * 1 when the node was calculated meanwhile, as loops of eager NumPy release
@@ -339,8 +402,12 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out
         Py_INCREF(out);
         op[node->nin] = out;
     }
+    if (cast_inputs(node, op, errors) < 0) {
+        goto finish;
+    }
     result = npy_deferred_call_eagerly(node, op, &status);
     if (result == 0 && is_done(array)) {
+        npy_deferred_errors_clear(errors); /* whoever was faster reports them */
         result = 1;
     }
     if (result == 0 && status != 0) {
