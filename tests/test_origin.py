@@ -91,7 +91,8 @@ def test_cast_of_an_operation_that_eager_numpy_runs():
             count = len(caught)
             with np.deferredstate(True), np.errstate(all="warn"):
                 x = combine(c, other)
-                assert x.flags.deferred and len(caught) == count
+                assert x.flags.deferred
+                assert len(caught) == count
             assert x.tobytes() == expected.tobytes()
         told = [(str(w.message), w.filename, w.lineno) for w in caught]
         assert told[:count] == told[count:] != []
