@@ -56,7 +56,8 @@ class Finding(NamedTuple):
         if self.kind == "values":
             return "us"
         # What sets a context variable is CPython's.
-        if self.stack[:1] in [(), ("npy_deferred_set_state",)]:
+        setters = "npy_deferred_set_state", "npy_deferred_enter_state"
+        if not self.stack or self.stack[0] in setters:
             return "python"
         # Python code, where errstate sets one: whether CPython then leaks a token
         # depends on its caches.

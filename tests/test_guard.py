@@ -17,6 +17,7 @@ import pytest
 
 from helpers.extensions import SUFFIX, build_extensions
 from helpers.process import run_python
+from helpers.sanitizers import has_the_memory_alone, under
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the fault handler is there on Linux only"
@@ -202,6 +203,7 @@ class TestTouch:
             assert sys.exc_info()[0] is KeyError
         """)
 
+    @pytest.mark.skipif(under("tsan"), reason="needs five times the memory")
     def test_gigabytes(self, passes):
         """Address space for more than there is memory; none of it is touched."""
         passes("""
@@ -241,6 +243,7 @@ class TestTouch:
         """)
 
 
+@has_the_memory_alone
 class TestMappings:
     """A process may have so many mappings (vm.max_map_count) and no more."""
 
@@ -434,6 +437,8 @@ class TestOtherHandlers:
         ids=["null", "kill", "raise", "non-canonical", "beyond", "dropped", "overflow"],
     )
     def test_as_without_us(self, python, when, fault):
+        if under("tsan") and when == "after" and "signal" in fault:
+            pytest.skip("it blocks all signals in a handler, so raise() comes later")
         before, after = ENABLE[when]
         code = """
         {before}
@@ -632,6 +637,7 @@ class TestErrors:
         assert "array of shape (134217728,)" in done.stderr
         assert "no memory for its values" in done.stderr
 
+    @has_the_memory_alone
     def test_limited_address_space(self, passes):
         """Little is reserved; what finds no room is not deferred."""
         passes("""

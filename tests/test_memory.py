@@ -13,6 +13,7 @@ import pytest
 from numpy._core.multiarray import get_handler_name, get_handler_version
 
 from helpers.process import output_of
+from helpers.sanitizers import has_the_memory_alone
 
 # Tiny, where malloc has them; smaller than what is moved; moved; huge pages.
 SIZES = [1, 100, 512, 5_000, 65_536, 65_537, 200_000, 1_000_000]
@@ -233,6 +234,7 @@ class TestCache:
         del x
         assert np.deferred.stats()["cached"] <= 2**25
 
+    @has_the_memory_alone
     def test_resident_memory(self):
         """What is over the limit goes back to the system."""
         assert (
@@ -270,6 +272,7 @@ class TestCache:
         assert output_of(code, NUMPY_DEFERRED_CACHE_BYTES="4096") == "4096"
 
 
+@has_the_memory_alone
 class TestSystemCalls:
     """Counted in a process, between two markers; what is first needed is done."""
 

@@ -157,7 +157,7 @@ unprotect_pages(npy_deferred_protection *p)
     npy_deferred_protection *last = ranges.protections[--ranges.n];
     ranges.protections[p->entry] = last;
     last->entry = p->entry;
-    ranges.nremoved++;
+    __atomic_add_fetch(&ranges.nremoved, 1, __ATOMIC_RELEASE);
     unlock_ranges();
     p->entry = -1;
 }

@@ -14,6 +14,7 @@ from dataclasses import replace
 from fuzz import runtime
 from fuzz.grammar import NAMES, QUIET, Block, render
 from helpers import reading, values, writing
+from helpers.sanitizers import under
 
 #: Bytes that a process may use; a program that needs more is not written.
 MEMORY = 2**31
@@ -42,7 +43,8 @@ def in_child(function, *args):
         status = 1
         try:
             limit_time()
-            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            if not under("asan", "tsan"):  # whose own memory is more
+                resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
             with os.fdopen(writer, "wb") as pipe:
                 pickle.dump(function(*args), pipe)
             status = 0
