@@ -150,6 +150,28 @@ class TestRaise:
         del x
         assert np.deferred.usage_count(a) == 0
 
+    def test_first_error_is_not_replaced(self):
+        """By that of an operation that eager NumPy would not have come to."""
+
+        def work():
+            a = np.zeros(9)
+            with np.errstate(all="raise"):
+                x, y = 1 / a, np.log(a - 1)
+                return y, x.sum()
+
+        assert_same(work)
+
+        def fail():
+            with np.errstate(all="raise"):
+                arrays.append(np.log(np.zeros(9) - 1))
+                raise KeyError  # eager NumPy would not have come here
+
+        arrays = []
+        with np.deferredstate(True), pytest.raises(FloatingPointError):
+            fail()
+        with pytest.raises(FloatingPointError):
+            arrays[0].sum()
+
     def test_what_is_computed_from_it_raises_too(self):
         x = vector() / 0
         y = x * 2 + 1

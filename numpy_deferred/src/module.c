@@ -80,12 +80,22 @@ calculate_all(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
     Py_RETURN_NONE;
 }
 
+/*
+ * The argument is None, or the class of the exception that ends the block.  Eager
+ * NumPy stops at the first FloatingPointError: another does not take its place.
+ */
 static PyObject *
-before_errstate(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
+before_errstate(PyObject *NPY_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (npy_deferred_before_errstate() < 0) {
+    if (npy_deferred_before_errstate() == 0) {
+        Py_RETURN_NONE;
+    }
+    if (nargs == 0 || args[0] == Py_None ||
+        !PyErr_GivenExceptionMatches(args[0], PyExc_FloatingPointError) ||
+        !PyErr_ExceptionMatches(PyExc_FloatingPointError)) {
         return NULL;
     }
+    PyErr_Clear();
     Py_RETURN_NONE;
 }
 
@@ -268,7 +278,8 @@ static PyMethodDef methods[] = {
         {"_deferred_calculate", (PyCFunction)(void (*)(void))calculate, METH_FASTCALL,
          NULL},
         {"_deferred_calculate_all", calculate_all, METH_NOARGS, NULL},
-        {"_deferred_before_errstate", before_errstate, METH_NOARGS, NULL},
+        {"_deferred_before_errstate", (PyCFunction)(void (*)(void))before_errstate,
+         METH_FASTCALL, NULL},
         {"_deferred_usage_count", usage_count, METH_O, NULL},
         {"_deferred_get_memory_limit", get_memory_limit, METH_NOARGS, NULL},
         {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
