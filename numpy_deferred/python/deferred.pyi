@@ -1,10 +1,13 @@
 from typing import Any, Final, SupportsIndex
 
+from numpy._core._explain import Explanation
 from numpy.typing import NDArray
 
 __all__ = [
+    "Explanation",
     "calculate",
     "calculate_all",
+    "explain",
     "get_cache_limit",
     "get_memory_limit",
     "get_num_threads",
@@ -21,6 +24,7 @@ __version__: Final[str]
 
 def calculate(*arrays: NDArray[Any]) -> None: ...
 def calculate_all() -> None: ...
+def explain(a: NDArray[Any]) -> Explanation: ...
 def usage_count(a: NDArray[Any]) -> int: ...
 def set_memory_limit(nbytes: SupportsIndex) -> int: ...
 def get_memory_limit() -> int: ...

@@ -513,6 +513,12 @@ npy_deferred_plan_free(npy_deferred_plan *plan);
  */
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
+/* Elements of a block; NPY_MAX_INTP when there is nothing to keep in the cache. */
+NPY_NO_EXPORT npy_intp
+npy_deferred_block_length(const npy_deferred_plan *plan);
+/* How many threads may share it. */
+NPY_NO_EXPORT int
+npy_deferred_threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 
 /* ---- threads.c: workers that share a calculation ---- */
 
@@ -747,6 +753,12 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
  */
 NPY_NO_EXPORT int
 npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
+
+/* ---- explain.c ---- */
+
+/* What is pending, as _explain.py takes it: new reference, None, or NULL. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_explain(PyArrayObject *array);
 
 /* ---- capi.c ---- */
 

@@ -127,24 +127,40 @@ bind(run_state *state)
     return 0;
 }
 
-static int
-allocate_scratch(run_state *state)
+/* Bytes of all slots for one element. */
+static npy_intp
+slot_bytes(const npy_deferred_plan *plan)
 {
-    npy_deferred_plan *plan = state->plan;
-    npy_intp slots = 0, moving = 0;
+    npy_intp nbytes = 0;
     for (int i = 0; i < plan->nslots; i++) {
-        slots += plan->slots[i].elsize;
+        nbytes += plan->slots[i].elsize;
     }
+    return nbytes;
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_block_length(const npy_deferred_plan *plan)
+{
+    npy_intp slots = slot_bytes(plan), moving = 0;
     if (slots == 0) {
-        state->block = NPY_MAX_INTP;
-        return 0;
+        return NPY_MAX_INTP;
     }
     for (int i = 0; i <= plan->out; i++) {
         moving += plan->values[i].descr->elsize;
     }
     npy_intp block = (BLOCK_BYTES / (slots + moving)) & -NPY_DEFERRED_BLOCK_UNIT;
-    block = block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
+    return block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
+}
+
+static int
+allocate_scratch(run_state *state)
+{
+    npy_deferred_plan *plan = state->plan;
+    npy_intp slots = slot_bytes(plan), block = npy_deferred_block_length(plan);
     state->block = block;
+    if (slots == 0) {
+        return 0;
+    }
     state->scratch =
             PyMem_RawMalloc(slots * block + (plan->nslots + 1) * SLOT_ALIGNMENT);
     if (state->scratch == NULL) {
@@ -336,9 +352,8 @@ writes_back(const npy_deferred_walk *walk)
            NpyIter_GetOperandArray(walk->iter)[noperands] != walk->out;
 }
 
-/* How many threads the plan is for; loops of others may want the GIL. */
-static int
-threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+NPY_NO_EXPORT int
+npy_deferred_threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     npy_intp count = PyArray_SIZE(walk->out);
     npy_intp shares = count / WORTH_A_THREAD * plan->nsteps +
@@ -349,16 +364,7 @@ threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
     for (int i = 0; i < plan->nsteps; i++) {
         const npy_deferred_step *step = &plan->steps[i];
         if (!step->is_cast && !npy_deferred_is_own_ufunc(step->node->ufunc)) {
-            return 1;
-        }
-    }
-    /* A late use of another address may have moved them; nobody can wait later. */
-    for (int i = 0; i <= walk->expression->noperands; i++) {
-        const void *data = i < walk->expression->noperands
-                                   ? PyArray_BYTES(walk->expression->operands[i])
-                                   : PyArray_BYTES(walk->out);
-        if (npy_deferred_is_guard(data)) {
-            npy_deferred_bring(data);
+            return 1; /* it may want the GIL */
         }
     }
     return (int)PyArray_MIN(shares, npy_deferred_get_num_threads());
@@ -431,6 +437,20 @@ release_state(run_state *state)
     return result;
 }
 
+/* A late use of another address may have moved pages; nobody can wait for them. */
+static void
+bring_operands(const npy_deferred_walk *walk)
+{
+    for (int i = 0; i <= walk->expression->noperands; i++) {
+        PyArrayObject *array = i < walk->expression->noperands
+                                       ? walk->expression->operands[i]
+                                       : walk->out;
+        if (npy_deferred_is_guard(PyArray_BYTES(array))) {
+            npy_deferred_bring(PyArray_BYTES(array));
+        }
+    }
+}
+
 /* Run a walk in several threads. */
 static int
 run_divided(const run_state *whole, int nthreads)
@@ -446,6 +466,7 @@ run_divided(const run_state *whole, int nthreads)
         prepared++;
     }
     if (prepared == nthreads) {
+        bring_operands(whole->walk);
         division d = {.states = states};
         divide(&d, plan, PyArray_SIZE(whole->walk->out));
         npy_deferred_share(run_parts, &d, (int)PyArray_MIN(nthreads, d.nparts));
@@ -477,7 +498,7 @@ NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
     run_state state = {.plan = plan, .walk = walk, .iter = walk->iter};
-    int nthreads = threads_for(plan, walk);
+    int nthreads = npy_deferred_threads_for(plan, walk);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
     /* Some loops set an exception and return success all the same. */

@@ -112,6 +112,17 @@ usage_count(PyObject *NPY_UNUSED(module), PyObject *arg)
 }
 
 static PyObject *
+explain(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    if (!PyArray_Check(arg)) {
+        PyErr_Format(PyExc_TypeError, "expected an ndarray, not %.100s",
+                     Py_TYPE(arg)->tp_name);
+        return NULL;
+    }
+    return npy_deferred_explain((PyArrayObject *)arg);
+}
+
+static PyObject *
 get_memory_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     return PyLong_FromSsize_t(npy_deferred_memory_limit);
@@ -281,6 +292,7 @@ static PyMethodDef methods[] = {
         {"_deferred_before_errstate", (PyCFunction)(void (*)(void))before_errstate,
          METH_FASTCALL, NULL},
         {"_deferred_usage_count", usage_count, METH_O, NULL},
+        {"_deferred_explain", explain, METH_O, NULL},
         {"_deferred_get_memory_limit", get_memory_limit, METH_NOARGS, NULL},
         {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
         {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},

@@ -12,8 +12,10 @@ from typing import Any, assert_type
 import numpy as np
 import numpy.deferred
 from numpy.deferred import (
+    Explanation,
     calculate,
     calculate_all,
+    explain,
     get_cache_limit,
     get_memory_limit,
     get_num_threads,
@@ -104,6 +106,16 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert_type(np.deferred.calculate(a, b), None)
     assert_type(np.deferred.calculate_all(), None)
     assert_type(np.deferred.usage_count(a), int)
+    with np.deferredstate(True):
+        pending = np.arange(10_000.0) * 2 + 1
+    explanation = np.deferred.explain(pending)
+    assert_type(explanation, np.deferred.Explanation)
+    assert_type(explanation.operations[0].where, str | None)
+    assert_type(explanation.operands[0].nbytes, int)
+    assert explanation.plan is not None
+    assert_type(explanation.plan.block, int | None)
+    assert_type(explanation.bytes_read + explanation.bytes_avoided, int)
+    assert_type(explanation.dot(), str)
     limit = np.deferred.get_memory_limit()
     assert_type(limit, int)
     assert_type(np.deferred.set_memory_limit(np.int64(2**30)), int)
@@ -132,6 +144,8 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert numpy.deferred.get_num_threads is get_num_threads
     assert numpy.deferred.set_num_threads is set_num_threads
     assert numpy.deferred.stats is stats
+    assert numpy.deferred.Explanation is Explanation
+    assert numpy.deferred.explain is explain
     assert numpy.deferred.usage_count is usage_count
 
 

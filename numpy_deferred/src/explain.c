@@ -1,0 +1,171 @@
+/*
+ * Explain: what is pending behind an array, and how it would be calculated.
+ *
+ * Everything is found out as for a calculation, and nothing is calculated: the
+ * plan is made for a result that is nowhere.  ../python/_explain.py makes it
+ * readable.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "deferred.h"
+#include "ufunc_object.h"
+
+static PyObject *
+shape_of(PyArrayObject *array)
+{
+    return PyArray_IntTupleFromIntp(PyArray_NDIM(array), PyArray_DIMS(array));
+}
+
+/* ("scalar", value), ("operation", index) or ("operand", index). */
+static PyObject *
+describe_input(const npy_deferred_expression *expression, npy_deferred_node *node,
+               int i)
+{
+    PyArrayObject *array = node->operands[i].array;
+    if (array == NULL) {
+        PyArrayObject *scalar = npy_deferred_constant_array(node, i);
+        return scalar == NULL ? NULL
+                              : Py_BuildValue("(sN)", "scalar", PyArray_Return(scalar));
+    }
+    if (npy_deferred_is(array)) {
+        return Py_BuildValue("(si)", "operation",
+                             npy_deferred_node_of(array)->position);
+    }
+    int index = 0;
+    while (expression->operands[index] != array) {
+        index++;
+    }
+    return Py_BuildValue("(si)", "operand", index);
+}
+
+static PyObject *
+describe_operation(const npy_deferred_expression *expression, npy_deferred_node *node)
+{
+    PyObject *inputs = PyTuple_New(node->nin);
+    for (int i = 0; inputs != NULL && i < node->nin; i++) {
+        PyObject *input = describe_input(expression, node, i);
+        if (input == NULL) {
+            Py_CLEAR(inputs);
+            break;
+        }
+        PyTuple_SET_ITEM(inputs, i, input);
+    }
+    PyObject *where = node->origin.code == NULL
+                              ? Py_NewRef(Py_None)
+                              : npy_deferred_origin_text(&node->origin);
+    if (inputs == NULL || where == NULL) {
+        Py_XDECREF(inputs);
+        Py_XDECREF(where);
+        return NULL;
+    }
+    return Py_BuildValue("(sNONN)", ufunc_get_name_cstr(node->ufunc), inputs,
+                         node->descrs[node->nin], shape_of(node->array), where);
+}
+
+static PyObject *
+describe_operand(PyArrayObject *array)
+{
+    return Py_BuildValue(
+            "(ONNn)", PyArray_DESCR(array), shape_of(array),
+            PyArray_IntTupleFromIntp(PyArray_NDIM(array), PyArray_STRIDES(array)),
+            (Py_ssize_t)PyArray_NBYTES(array));
+}
+
+/* Whether some part is of another size, and calculated before the rest. */
+static int
+has_parts(const npy_deferred_expression *expression, PyArrayObject *array)
+{
+    for (int i = 0; i < expression->nnodes; i++) {
+        if (PyArray_SIZE(expression->nodes[i]->array) != PyArray_SIZE(array)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* (steps, casts and copies, block or 0, threads, whether directly), or None. */
+static PyObject *
+describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
+{
+    npy_deferred_walk walk;
+    npy_deferred_plan *plan = NULL;
+    PyObject *described = NULL;
+    if (has_parts(expression, array)) {
+        Py_RETURN_NONE;
+    }
+    PyArrayObject *out = npy_deferred_array_over(array, npy_deferred_nowhere());
+    if (out == NULL) {
+        return NULL;
+    }
+    int opened = npy_deferred_walk_open(&walk, expression, out, NPY_DEFERRED_FRESH);
+    if (opened > 0) {
+        int result = npy_deferred_plan_new(&walk, NPY_DEFERRED_FRESH, &plan);
+        if (result == 0) {
+            int casts = 0;
+            for (int i = 0; i < plan->nsteps; i++) {
+                casts += plan->steps[i].is_cast;
+            }
+            described = Py_BuildValue("(iiniO)", plan->nsteps, casts,
+                                      (Py_ssize_t)npy_deferred_block_length(plan),
+                                      npy_deferred_threads_for(plan, &walk),
+                                      walk.iter == NULL ? Py_True : Py_False);
+            npy_deferred_plan_free(plan);
+        }
+        else if (result > 0) {
+            described = Py_NewRef(Py_None);
+        }
+        if (npy_deferred_walk_close(&walk, 0) < 0) {
+            Py_CLEAR(described);
+        }
+    }
+    else if (opened == 0) {
+        described = Py_NewRef(Py_None);
+    }
+    Py_DECREF(out);
+    return described;
+}
+
+NPY_NO_EXPORT PyObject *
+npy_deferred_explain(PyArrayObject *array)
+{
+    npy_deferred_expression expression;
+    if (!npy_deferred_is(array)) {
+        Py_RETURN_NONE;
+    }
+    if (npy_deferred_collect(npy_deferred_node_of(array), &expression) < 0) {
+        PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
+        return NULL;
+    }
+    PyObject *operations = PyList_New(expression.nnodes);
+    PyObject *operands = PyList_New(expression.noperands);
+    PyObject *plan = NULL, *item = operations;
+    for (int i = 0; item != NULL && operands != NULL && i < expression.nnodes; i++) {
+        item = describe_operation(&expression, expression.nodes[i]);
+        PyList_SET_ITEM(operations, i, item);
+    }
+    for (int i = 0; item != NULL && operands != NULL && i < expression.noperands; i++) {
+        item = describe_operand(expression.operands[i]);
+        PyList_SET_ITEM(operands, i, item);
+    }
+    if (item != NULL && operands != NULL) {
+        plan = describe_plan(&expression, array);
+    }
+    if (plan == NULL) {
+        Py_XDECREF(operations);
+        Py_XDECREF(operands);
+        /* NumPy's iterators fail without an exception when memory is short. */
+        if (!PyErr_Occurred()) {
+            PyErr_NoMemory();
+        }
+        return NULL;
+    }
+    return Py_BuildValue("(NNN)", operations, operands, plan);
+}
