@@ -1,7 +1,12 @@
 """Several threads share a calculation: the same bits, errors and states."""
 
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +259,106 @@ class TestProcesses:
         print(len(caught) > 0)
         """
         assert output_of(code) == "True"
+
+
+class TestInterrupt:
+    """Ctrl-C during a long calculation, which is not waited for."""
+
+    CODE = """
+    import signal, sys, threading, time
+    import numpy as np
+    np.deferred.set_num_threads({threads})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    a = np.linspace(0.1, 1, {n})
+
+    def make():
+        x = a
+        for _ in range({operations}):
+            x = np.power(x, 1.0001)
+        return x
+
+    with np.deferredstate(True):
+        y = make()
+        start = time.monotonic()
+        np.deferred.calculate(y)
+        whole = time.monotonic() - start
+        x = make()
+    print(whole, flush=True)
+    """
+
+    def interrupt(self, code, threads, n=1_000_000, operations=30):
+        """Send SIGINT after a fifth of the time that a whole calculation takes."""
+        code = textwrap.dedent(self.CODE) + textwrap.dedent(code)
+        env = {**os.environ, "NUMPY_DEFERRED_MIN_BYTES": "0"}
+        code = code.format(threads=threads, n=n, operations=operations)
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            whole = float(process.stdout.readline())
+            time.sleep(whole / 5)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=100)
+        assert (process.returncode, err) == (0, "")
+        return out
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("operations", [1, 30])
+    def test_stays_deferred(self, threads, operations):
+        n = 30_000_000 if operations == 1 else 1_000_000
+        out = self.interrupt(
+            """
+            start = time.monotonic()
+            try:
+                np.deferred.calculate(x)
+            except KeyboardInterrupt:
+                took = time.monotonic() - start
+                assert x.flags.deferred
+                print(took < 0.75 * whole or (took, whole))
+            assert (x == y).all()
+            """,
+            threads,
+            n,
+            operations,
+        )
+        assert out.strip() == "True"
+
+    def test_handler_that_goes_on(self):
+        """It runs during the calculation, and may calculate the same array."""
+        self.interrupt(
+            """
+            seen = []
+
+            def handler(*args):
+                seen.append(x.flags.deferred)
+                if len(seen) == 1:
+                    np.deferred.calculate(x)
+
+            signal.signal(signal.SIGINT, handler)
+            np.deferred.calculate(x)
+            assert seen == [True], seen
+            assert (x == y).all()
+            """,
+            2,
+        )
+
+    def test_nothing_half_written(self):
+        """An array that others see is written to the end."""
+        self.interrupt(
+            """
+            b = a.copy()
+            try:
+                with np.deferredstate(True):
+                    b += x
+            except KeyboardInterrupt:
+                pass
+            assert (b == a).all() or (b == a + y).all()
+            """,
+            2,
+        )
 
 
 def test_threads_of_python(num_threads):

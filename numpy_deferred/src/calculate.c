@@ -54,6 +54,13 @@ fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
     return result;
 }
 
+/* Whether errors were told; an interrupt leaves them for the next time. */
+static int
+has_raised(int result)
+{
+    return result < 0 && PyErr_ExceptionMatches(PyExc_Exception);
+}
+
 NPY_NO_EXPORT int
 npy_deferred_calculate_node(PyArrayObject *arr)
 {
@@ -72,7 +79,7 @@ npy_deferred_calculate_node(PyArrayObject *arr)
     Py_INCREF(arr);
     npy_deferred_node_incref(node);
     int result = fill_and_report(arr, node, &memory);
-    node->failed = result < 0;
+    node->failed = has_raised(result);
     if (result == 0 && npy_deferred_is(arr)) {
         npy_deferred_commit(arr, memory);
     }
@@ -159,7 +166,7 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
     }
     npy_deferred_node_incref(node);
     int result = fill_and_report(src, node, &memory);
-    node->failed = result < 0;
+    node->failed = has_raised(result);
     npy_deferred_node_decref(node);
     if (result == 0 && !npy_deferred_is(src)) {
         /* A handler or another thread has calculated it. */

@@ -387,6 +387,7 @@ typedef struct {
     NpyIter *iter;                                   /* owned; NULL: directly */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
     npy_deferred_runs runs;
+    int fresh; /* nobody sees what is written before all of it is */
 } npy_deferred_walk;
 
 /*
@@ -507,9 +508,11 @@ npy_deferred_plan_free(npy_deferred_plan *plan);
  */
 #    define NPY_DEFERRED_BLOCK_UNIT 64
 
+#    define NPY_DEFERRED_INTERRUPTED 2
 /*
  * Returns 0; 1 when it met NaNs that only eager NumPy itself can tell what
- * becomes of; -1 with an exception set.
+ * becomes of; INTERRUPTED when the handlers of signals are to be called, and
+ * nobody has seen what was written; -1 with an exception set.
  */
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);

@@ -44,13 +44,17 @@
 #define MAX_BLOCK 4096
 #define SLOT_ALIGNMENT 64
 
+/* Between two looks for an interrupt this many elements are computed at least. */
+#define LOOK_EVERY 262144
+
 typedef struct {
     npy_deferred_plan *plan;
     const npy_deferred_walk *walk;
     NpyIter *iter; /* the walk's, or owned: a copy of it */
     npy_intp block;
-    int checks;    /* whether floating-point status matters */
-    char *scratch; /* owned */
+    npy_intp look_in; /* elements, until the next look for an interrupt */
+    int checks;       /* whether floating-point status matters */
+    char *scratch;    /* owned */
 } run_state;
 
 static int
@@ -157,7 +161,7 @@ allocate_scratch(run_state *state)
 {
     npy_deferred_plan *plan = state->plan;
     npy_intp slots = slot_bytes(plan), block = npy_deferred_block_length(plan);
-    state->block = block;
+    state->block = PyArray_MIN(block, LOOK_EVERY);
     if (slots == 0) {
         return 0;
     }
@@ -214,6 +218,21 @@ nans_meet(const npy_deferred_step *step, char *const data[], npy_intp n)
                    : doubles_meet(data, first, second, n);
 }
 
+/*
+ * Whether Ctrl-C was pressed.  Its handler is Python code, which must not run as
+ * long as there is a plan; the interpreter is told again.
+ */
+static int
+is_interrupted(run_state *state)
+{
+    state->look_in = LOOK_EVERY;
+    if (!PyOS_InterruptOccurred()) {
+        return 0;
+    }
+    PyErr_SetInterrupt();
+    return 1;
+}
+
 /* The hot loop: one block after the other, one step after the other.
  * Returns as npy_deferred_execute. */
 static int
@@ -253,6 +272,10 @@ run_blocks(run_state *state, npy_intp count)
             values[i].data += n * values[i].stride;
         }
         count -= n;
+        state->look_in -= n;
+        if (state->look_in < 0 && is_interrupted(state)) {
+            return NPY_DEFERRED_INTERRUPTED;
+        }
     }
     return 0;
 }
@@ -379,7 +402,7 @@ unit_of(const run_state *state)
         return walk->runs.total < PyArray_SIZE(walk->out) ? walk->runs.total
                                                           : walk->runs.length;
     }
-    return state->block == NPY_MAX_INTP ? PART_UNIT : state->block;
+    return PyArray_MIN(state->block, PART_UNIT);
 }
 
 static void
@@ -408,6 +431,7 @@ copy_state(run_state *state, const run_state *from)
 {
     *state = *from;
     state->iter = NULL;
+    state->look_in = NPY_MAX_INTP;
     state->plan = npy_deferred_plan_copy(from->plan, from->walk);
     if (state->plan == NULL || prepare(state) < 0) {
         return -1;
@@ -466,6 +490,7 @@ run_divided(const run_state *whole, int nthreads)
         prepared++;
     }
     if (prepared == nthreads) {
+        states[0].look_in = whole->look_in; /* the one that holds the GIL */
         bring_operands(whole->walk);
         division d = {.states = states};
         divide(&d, plan, PyArray_SIZE(whole->walk->out));
@@ -498,6 +523,7 @@ NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
     run_state state = {.plan = plan, .walk = walk, .iter = walk->iter};
+    state.look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
     int nthreads = npy_deferred_threads_for(plan, walk);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);

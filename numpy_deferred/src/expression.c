@@ -290,7 +290,7 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk, npy_deferred_errors *
     return 0;
 }
 
-/* Returns 0; 1 when the expression cannot run in one walk; -1: exception. */
+/* Returns 0; 1 when the expression cannot run in one walk; or as execute does. */
 static int
 evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
                npy_deferred_target target, npy_deferred_errors *errors)
@@ -440,7 +440,7 @@ check_operands(const npy_deferred_expression *expression)
     return result;
 }
 
-/* One try.  Returns 0; 1 to try again; -1 with an exception set. */
+/* One try.  Returns 0; 1 to try again; INTERRUPTED; -1 with an exception set. */
 static int
 try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *out,
                 npy_deferred_target target, npy_deferred_errors *errors, int *all)
@@ -458,6 +458,9 @@ try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *ou
         return result;
     }
     result = evaluate_fused(&expression, out, target, errors);
+    if (result == NPY_DEFERRED_INTERRUPTED) {
+        return result;
+    }
     if (result > 0 && expression.nnodes == 1) {
         return evaluate_alone(root, array, out, target, errors);
     }
@@ -486,6 +489,9 @@ evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *out,
                            : PyArray_AssignArray(out, array, NULL, NPY_UNSAFE_CASTING);
         }
         result = try_to_evaluate(root, array, out, target, errors, &all);
+        if (result == NPY_DEFERRED_INTERRUPTED && PyErr_CheckSignals() < 0) {
+            result = -1;
+        }
     }
     return result;
 }

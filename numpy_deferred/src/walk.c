@@ -290,6 +290,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     walk->expression = expression;
     walk->out = out;
     walk->iter = NULL;
+    walk->fresh = target == NPY_DEFERRED_FRESH;
     if (is_direct(expression, out, target)) {
         for (int i = 0; i <= noperands; i++) {
             PyArrayObject *array = i < noperands ? expression->operands[i] : out;
