@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SITE_PACKAGES = str(Path(np.__file__).parents[1])
 
 
-def run(name, *arguments):
-    env = dict(os.environ, PYTHONPATH=SITE_PACKAGES)
+def run(name, *arguments, path=()):
+    """Run a benchmark; folders of `path` come before those of NumPy."""
+    pythonpath = os.pathsep.join([*map(str, path), SITE_PACKAGES])
+    env = dict(os.environ, PYTHONPATH=pythonpath)
     env.pop("NUMPY_STOCK", None)
     return subprocess.run(
         [sys.executable, BENCHMARKS / name, *map(str, arguments)],
@@ -77,3 +80,101 @@ def test_overhead_without_stock(site):
     done = run("bench_overhead.py", *(["--stock", site] if site else []))
     assert done.returncode != 0
     assert done.stderr
+
+
+def bench_peers(directory, *arguments, **options):
+    return run("bench_peers.py", "--directory", directory, *arguments, **options)
+
+
+def test_peers(tmp_path):
+    """Every expression, without peers; our bits are eager NumPy's, C's are close."""
+    done = bench_peers(
+        tmp_path, "--sizes", "1e4", "--repeats", 1, "--contenders", "ours,eager,limit"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    results = json.loads((tmp_path / "results.json").read_text())
+    cells = results["cells"]
+    wrong = [
+        (row["contender"], cell["expression"], cell["dtype"])
+        for cell in cells
+        for row in cell["rows"]
+        if not row["ok"]
+    ]
+    assert not wrong
+    for cell in cells:
+        assert [row["contender"] for row in cell["rows"]] == ["ours", "eager", "limit"]
+        assert all(0 < row["min"] <= row["median"] for row in cell["rows"])
+    kinds = {(cell["threads"], cell["regime"], cell["into"]) for cell in cells}
+    assert kinds == set(product((1, 2), ("default", "warm"), (False, True)))
+    assert len({cell["expression"] for cell in cells}) >= 20
+    assert "Behind eager NumPy in" in done.stdout
+
+
+def test_peers_that_are_missing(tmp_path):
+    """They are named, and left out; it is ours that must be there."""
+    (tmp_path / "numexpr.py").write_text("raise ImportError('not here')")
+    done = bench_peers(
+        *(tmp_path, "--sizes", 100, "--repeats", 1, "--only", "products"),
+        *("--threads", 1, "--regimes", "default", "--contenders", "ours,numexpr"),
+        path=[tmp_path],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "numexpr is left out: numexpr cannot be imported: not here" in done.stderr
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert {row["contender"] for cell in cells for row in cell["rows"]} == {"ours"}
+
+
+def peers_results(times, wrong=()):
+    cell = {"expression": "x", "dtype": "f8", "n": 10**5, "threads": 1}
+    rows = [
+        {
+            "contender": name,
+            "ok": name not in wrong,
+            "min": seconds,
+            "median": seconds,
+            "faults": 0,
+        }
+        for name, seconds in times.items()
+    ]
+    return {
+        "when": "",
+        "processor": "",
+        "processors": 1,
+        "load_before": [0],
+        "load_after": [0],
+        "versions": {},
+        "cells": [cell | {"regime": "default", "into": False, "rows": rows}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "lines"),
+    [
+        ((), 0, ["Behind numexpr in 0 of 1", "Behind the best peer in 1 of 1", "0.50"]),
+        # What is wrong may be as fast as it likes.
+        (("numba",), 0, ["Behind the best peer in 0 of 1", "numba: 1 thread(s)"]),
+        (("ours",), 1, ["Behind numexpr in 0 of 0", "Wrong results, not counted: 1"]),
+    ],
+)
+def test_peers_summary(tmp_path, wrong, status, lines):
+    times = {"ours": 2e-5, "eager": 4e-5, "numexpr": 6e-5, "numba": 1e-5}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(peers_results(times, wrong)))
+    done = bench_peers(tmp_path, "--show", path)
+    assert done.returncode == status, done.stderr
+    for line in lines:
+        assert line in done.stdout
+
+
+def test_peers_expressions(monkeypatch):
+    """What numexpr is given says the same as what NumPy is given."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from peers.expressions import EXPRESSIONS
+
+    assert len({expression.name for expression in EXPRESSIONS}) == len(EXPRESSIONS)
+    for expression in EXPRESSIONS:
+        for dtype in expression.dtypes:
+            operands = expression.make(dtype, 1000)
+            expected = expression.function(np)(*operands.values())
+            inlined = eval(expression.inlined(), vars(np) | operands)
+            np.testing.assert_array_equal(inlined, expected, strict=True)
