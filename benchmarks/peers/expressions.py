@@ -72,11 +72,12 @@ def define(name, names, lines, namespace):
 
 
 def values(names, dtype, shapes):
+    """Arrays by name; they repeat some random values, as making them takes long."""
     rng = np.random.default_rng(11)
     if not isinstance(shapes, list):
         shapes = [shapes] * len(names)
     return {
-        name: (rng.random(shape) + 0.5).astype(dtype)
+        name: np.array(np.resize((rng.random(99_991) + 0.5).astype(dtype), shape))
         for name, shape in zip(names, shapes, strict=True)
     }
 

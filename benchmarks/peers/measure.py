@@ -3,11 +3,13 @@ Times of all contenders in one process, in which they take turns.
 
 A sample is a number of calls that together take a millisecond.  Before it come a
 pause, in which the threads of whoever was before go to sleep, and a call that
-is not timed, which wakes one's own and brings the operands back to the cache.
+is not timed, which wakes one's own and brings the operands back to the cache; a
+single call that takes longer than that does without.
 """
 
 import ctypes
 import gc
+import math
 import resource
 import statistics
 import sys
@@ -83,11 +85,20 @@ def sample(contender, call, calls):
     """Seconds and page faults of one call."""
     with np.deferredstate(contender.deferred):
         time.sleep(PAUSE)
-        call(1)
+        if calls > 1:
+            call(1)
         faults_before, start_time = faults(), time.perf_counter()
         call(calls)
         seconds = time.perf_counter() - start_time
     return seconds / calls, (faults() - faults_before) / calls
+
+
+def calls_a_sample(contender, call):
+    calls, seconds = 1, sample(contender, call, 1)[0]
+    while calls * seconds < SAMPLE_SECONDS:
+        calls = min(math.ceil(1.1 * SAMPLE_SECONDS / seconds), 10 * calls)
+        seconds, _ = sample(contender, call, calls)
+    return calls
 
 
 def measure_task(found, task, into, repeats):
@@ -112,8 +123,7 @@ def measure_task(found, task, into, repeats):
                 file=sys.stderr,
             )
             continue
-        seconds, _ = sample(contender, call, 1)
-        calls[contender] = call, max(1, round(SAMPLE_SECONDS / seconds))
+        calls[contender] = call, calls_a_sample(contender, call)
         rows[contender] = {"ok": ok, "samples": []}
     order = list(calls)
     for _ in range(repeats):
