@@ -18,6 +18,7 @@ from pathlib import Path
 from peers import contenders, expressions, measure, report
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "build-bench"
+SIZES = [1000, 10_000, 100_000, 1_000_000]
 NAMES = [kind.name for kind in contenders.CONTENDERS]
 
 
@@ -41,10 +42,11 @@ def several(kind, choices=None):
 
 
 def parse(arguments=None):
-    names = [expression.name for expression in expressions.EXPRESSIONS]
+    tables = expressions.EXPRESSIONS + expressions.CLAIMS
+    names = [expression.name for expression in tables]
     parser = argparse.ArgumentParser(description=__doc__.strip().split("\n\n")[0])
     add = parser.add_argument
-    add("--sizes", type=several(number), default=[1000, 10_000, 100_000, 1_000_000])
+    add("--sizes", type=several(number), help="numbers of elements")
     add("--threads", type=several(int), default=[1, 2])
     add("--dtypes", type=several(str, ["f8", "f4"]), default=["f8", "f4"])
     add(
@@ -52,12 +54,17 @@ def parse(arguments=None):
     )
     add("--contenders", type=several(str, NAMES), default=NAMES)
     add("--only", type=several(str, names), help="expressions: " + ", ".join(names))
+    add("--claims", action="store_true", help="what others published, instead")
     add("--repeats", type=int, default=5)
     add("--directory", type=Path, default=DIRECTORY, help="for what is compiled")
     add("--output", type=Path, help="for results.json and plots; as --directory")
     add("--show", type=Path, help="show a results.json again, measure nothing")
     add("--measure", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.sizes is None:
+        # A claim has a size of its own.
+        options.sizes = [0] if options.claims else SIZES
+    return options
 
 
 def measure_here(options):
@@ -134,10 +141,14 @@ def main():
         results = json.loads(options.show.read_text())
     else:
         results = measure_all(options)
-        (output / "results.json").write_text(json.dumps(results, indent=1))
-    report.print_tables(results)
-    report.print_summary(results)
-    report.plot(results, output)
+        name = "claims.json" if options.claims else "results.json"
+        (output / name).write_text(json.dumps(results, indent=1))
+    if options.claims:
+        report.print_claims(results)
+    else:
+        report.print_tables(results)
+        report.print_summary(results)
+        report.plot(results, output)
     return any(not row["ok"] for row in report.rows_of(results, "ours"))
 
 

@@ -86,28 +86,35 @@ def bench_peers(directory, *arguments, **options):
     return run("bench_peers.py", "--directory", directory, *arguments, **options)
 
 
-def test_peers(tmp_path):
-    """Every expression, without peers; our bits are eager NumPy's, C's are close."""
-    done = bench_peers(
-        tmp_path, "--sizes", "1e4", "--repeats", 1, "--contenders", "ours,eager,limit"
-    )
+def peers_cells(tmp_path, *arguments):
+    """What was measured, in which all must be right, and what was said."""
+    own = ["--sizes", "1e4", "--repeats", 1, "--contenders", "ours,eager,limit"]
+    done = bench_peers(tmp_path, *own, *arguments)
     assert done.returncode == 0, done.stderr + done.stdout
-    results = json.loads((tmp_path / "results.json").read_text())
-    cells = results["cells"]
-    wrong = [
-        (row["contender"], cell["expression"], cell["dtype"])
-        for cell in cells
-        for row in cell["rows"]
-        if not row["ok"]
-    ]
-    assert not wrong
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     for cell in cells:
         assert [row["contender"] for row in cell["rows"]] == ["ours", "eager", "limit"]
         assert all(0 < row["min"] <= row["median"] for row in cell["rows"])
-    kinds = {(cell["threads"], cell["regime"], cell["into"]) for cell in cells}
-    assert kinds == set(product((1, 2), ("default", "warm"), (False, True)))
+    wrong = [cell for cell in cells for row in cell["rows"] if not row["ok"]]
+    assert not wrong
+    return cells, done.stdout
+
+
+def test_peers(tmp_path):
+    """Every expression, without peers; our bits are eager NumPy's, C's are close."""
+    cells, _ = peers_cells(tmp_path, "--threads", 1, "--regimes", "default")
     assert len({cell["expression"] for cell in cells}) >= 20
-    assert "Behind eager NumPy in" in done.stdout
+    kinds = {(cell["dtype"], cell["into"]) for cell in cells}
+    assert kinds == set(product(("f8", "f4"), (False, True)))
+
+
+def test_peers_circumstances(tmp_path):
+    """One expression on one and two threads, with both heaps."""
+    cells, shown = peers_cells(tmp_path, "--only", "products", "--dtypes", "f8")
+    kinds = [(cell["threads"], cell["regime"], cell["into"]) for cell in cells]
+    assert kinds == list(product((1, 2), ("default", "warm"), (False, True)))
+    for text in ("2 thread(s), warm heap, into, f8", "Behind eager NumPy in"):
+        assert text in shown
 
 
 def test_peers_that_are_missing(tmp_path):
@@ -124,8 +131,21 @@ def test_peers_that_are_missing(tmp_path):
     assert {row["contender"] for cell in cells for row in cell["rows"]} == {"ours"}
 
 
+def test_peers_claims(tmp_path):
+    done = bench_peers(
+        *(tmp_path, "--claims", "--sizes", "1e4", "--repeats", 1, "--threads", 1),
+        *("--contenders", "ours,eager"),
+    )
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
+    assert all(row["ok"] for cell in cells for row in cell["rows"])
+    assert all(cell["claimed"] and cell["n"] == 10_000 for cell in cells)
+    for text in ("docs linear", "numexpr 3.2", "20 additions", "Weld 10"):
+        assert text in done.stdout
+
+
 def peers_results(times, wrong=()):
-    cell = {"expression": "x", "dtype": "f8", "n": 10**5, "threads": 1}
+    cell = {"expression": "x", "claimed": "", "dtype": "f8", "n": 10**5, "threads": 1}
     rows = [
         {
             "contender": name,
@@ -169,10 +189,11 @@ def test_peers_summary(tmp_path, wrong, status, lines):
 def test_peers_expressions(monkeypatch):
     """What numexpr is given says the same as what NumPy is given."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    from peers.expressions import EXPRESSIONS
+    from peers.expressions import CLAIMS, EXPRESSIONS
 
-    assert len({expression.name for expression in EXPRESSIONS}) == len(EXPRESSIONS)
-    for expression in EXPRESSIONS:
+    table = EXPRESSIONS + CLAIMS
+    assert len({expression.name for expression in table}) == len(table)
+    for expression in table:
         for dtype in expression.dtypes:
             operands = expression.make(dtype, 1000)
             expected = expression.function(np)(*operands.values())

@@ -19,8 +19,7 @@ typedef void limit_function(operands_t in, void *out, const ptrdiff_t *shape);
 #define PRAGMA(text) _Pragma(#text)
 #define SHARE(size) PRAGMA(omp parallel for if((size) >= SHARED))
 #define SHARE_SIMD(size) PRAGMA(omp parallel for simd if((size) >= SHARED))
-#define FUNCTION(name) \
-    void limit_##name(operands_t in, void *out, const ptrdiff_t *shape)
+#define FUNCTION(name) void f_##name(operands_t in, void *out, const ptrdiff_t *shape)
 
 /* So that the limit is not that of calling C from Python. */
 void

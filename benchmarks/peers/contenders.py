@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .expressions import EXPRESSIONS, source
+from .expressions import CLAIMS, EXPRESSIONS, source
 
 LIMIT_SOURCE = Path(__file__).resolve().parents[1] / "limit" / "loops.c"
 
@@ -130,7 +130,7 @@ class Numba(Contender):
         if dtype not in self.modules:
             name = f"numba_{dtype}"
             text = "from numpy import *\n" + f"T = {np.dtype(dtype)}\n"
-            for expression in EXPRESSIONS:
+            for expression in EXPRESSIONS + CLAIMS:
                 text += self.source(expression)
             write_if_changed(self.directory / f"{name}.py", text)
             sys.path.insert(0, str(self.directory))
@@ -143,8 +143,10 @@ class Numba(Contender):
     def source(self, expression):
         if expression.numba is None:
             return ""
-        lines = [expression.numba] if expression.numba else typed(expression.lines)
-        names, python_name = expression.names(), expression.name.replace(" ", "_")
+        lines = [expression.numba] if expression.numba else expression.lines
+        if not expression.numba and "f4" in expression.dtypes:
+            lines = typed(lines)
+        names, python_name = expression.names(), expression.identifier
         text = source(python_name, names, lines)
         if expression.out is not None:
             text += source(f"{python_name}_into", ["out", *names], lines, "out[...] = ")
@@ -153,9 +155,7 @@ class Numba(Contender):
     def prepare(self, task, out):
         if task.expression.numba is None:
             return None
-        name = task.expression.name.replace(" ", "_") + (
-            "_into" if out is not None else ""
-        )
+        name = task.expression.identifier + ("_into" if out is not None else "")
         key = task.dtype, name
         if key not in self.functions:
             compiler = self.numba.njit(
@@ -226,7 +226,9 @@ class Limit(Contender):
 
     def prepare(self, task, out):
         library = self.libraries[task.dtype]
-        function = getattr(library, "limit_" + task.expression.name.replace(" ", "_"))
+        function = getattr(library, task.expression.identifier, None)
+        if function is None:
+            return None
         # Copies, as for JAX, of the same layout.
         operands = list(task.expression.make(task.dtype, task.n).values())
         result = task.new_out()

@@ -30,6 +30,13 @@ class Expression:
     dtypes: tuple = ("f8", "f4")
     #: None for a result that nobody keeps an array for.
     out: Any = np.zeros_like  # expected result -> an array for it
+    #: Who said to be how many times faster than NumPy, on how many elements.
+    claimed: str = ""
+    n: int = 0
+
+    @property
+    def identifier(self):
+        return "f_" + self.name.replace(" ", "_")
 
     @property
     def lines(self):
@@ -37,7 +44,7 @@ class Expression:
 
     def function(self, module):
         """A function of the operands, in order, on the functions of a module."""
-        return define(self.name, self.names(), self.lines, vars(module))
+        return define(self.identifier, self.names(), self.lines, vars(module))
 
     def names(self):
         return list(self.make("f8", 100))
@@ -62,7 +69,6 @@ def source(name, names, lines, result="return "):
 
 
 def define(name, names, lines, namespace):
-    name = name.replace(" ", "_")
     namespace = dict(namespace)
     exec(source(name, names, lines), namespace)
     return namespace[name]
@@ -163,6 +169,13 @@ def interior(expected):
     return np.zeros((rows + 2, columns + 2), expected.dtype)[1:-1, 1:-1]
 
 
+def unaligned(dtype, n):
+    """As the fields of packed structures."""
+    a, b = np.zeros((2, n), "b1,f8")["f1"]
+    a[...], b[...] = values("ab", "f8", n).values()
+    return {"a": a, "b": b}
+
+
 def horner(degree):
     text = str(degree + 1)
     for k in range(degree, 0, -1):
@@ -214,4 +227,45 @@ EXPRESSIONS = [
         numba="sum((a - sum(a, 0) / a.shape[0])**2, 0) / a.shape[0]",
         out=None,
     ),
+]
+
+
+def claim(name, claimed, text, make, n=10**6, **options):
+    return Expression(name, text, make, dtypes=("f8",), claimed=claimed, n=n, **options)
+
+
+#: What was published, each on its own machine; `spin bench peers -- --claims`.
+CLAIMS = [
+    claim("docs linear", "numexpr 3.2", "2*a + 3*b", vectors("ab")),
+    claim("docs power", "numexpr 20", "2*a + b**10", vectors("ab")),
+    claim("docs unaligned", "numexpr 4", "2*a + 3*b", unaligned),
+    claim("readme one", "numexpr 0.95", "a + 1", vectors("a")),
+    claim("readme test", "numexpr 4", "a*b - 4.1*a > 2.5*b", vectors("ab")),
+    claim("large sum", "numexpr 4.85", "a + b*c", vectors("abc"), 10**7),
+    claim(
+        "large cosine",
+        "numexpr 10.94",
+        "a**2 + b**2 - 2*a*b*cos(c)",
+        vectors("abc"),
+        10**7,
+    ),
+    claim(
+        "large log", "numexpr 7.03", "sin(a) + log(b)*sqrt(c)", vectors("abc"), 10**7
+    ),
+    claim(
+        "large tan", "numexpr 2.38", "exp(a) + tan(b) - sinh(c)", vectors("abc"), 10**7
+    ),
+    claim(
+        "square of sum", "Blosc2 9.5", "x**2 + y**2 + 2*x*y + 1", vectors("xy"), 10**7
+    ),
+    claim(
+        "sines",
+        "Blosc2 11.7",
+        "sin(x)**3 + cos(y)**2 + cos(x)*sin(y) + z",
+        vectors("xyz"),
+        10**7,
+    ),
+    claim("unity", "Numba 5.2", "cos(x)**2 + sin(x)**2", vectors("x"), 10**7),
+    claim("20 additions", "Weld 10", "a" + 20 * " + b", vectors("ab"), 10**7),
+    claim("NEP 10", "NEP 10 2.27", "3*a + b - (a/c)", nep10, 1_250_000, broadcast=True),
 ]

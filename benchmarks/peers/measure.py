@@ -19,7 +19,7 @@ import measuring
 import numpy as np
 
 from . import contenders
-from .expressions import EXPRESSIONS
+from .expressions import CLAIMS, EXPRESSIONS
 
 SAMPLE_SECONDS = 1e-3
 PAUSE = 3e-4
@@ -152,28 +152,29 @@ def measure(options, report):
     for regime in options["regimes"]:
         if regime == "warm":
             warm_heap()
-        for n in options["sizes"]:
-            for dtype, expression in chosen(options):
-                task = Task(expression, dtype, n)
-                for into in (False, True) if expression.out else (False,):
-                    report(
-                        {
-                            "expression": expression.name,
-                            "dtype": dtype,
-                            "n": n,
-                            "threads": options["threads"],
-                            "regime": regime,
-                            "into": into,
-                        },
-                        measure_task(found, task, into, options["repeats"]),
-                    )
-                del task
-                gc.collect()
+        for n, dtype, expression in chosen(options):
+            task = Task(expression, dtype, n)
+            for into in (False, True) if expression.out else (False,):
+                cell = {
+                    "expression": expression.name,
+                    "claimed": expression.claimed,
+                    "dtype": dtype,
+                    "n": n,
+                    "threads": options["threads"],
+                    "regime": regime,
+                    "into": into,
+                }
+                report(cell, measure_task(found, task, into, options["repeats"]))
+            del task
+            gc.collect()
 
 
 def chosen(options):
-    for expression in EXPRESSIONS:
-        if not options["only"] or expression.name in options["only"]:
-            for dtype in expression.dtypes:
-                if dtype in options["dtypes"]:
-                    yield dtype, expression
+    """Numbers of elements, dtypes and expressions."""
+    table = CLAIMS if options["claims"] else EXPRESSIONS
+    for size in options["sizes"]:
+        for expression in table:
+            if not options["only"] or expression.name in options["only"]:
+                for dtype in expression.dtypes:
+                    if dtype in options["dtypes"]:
+                        yield size or expression.n, dtype, expression

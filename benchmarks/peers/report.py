@@ -105,11 +105,34 @@ def table_row(cell, names):
     ]
 
 
-def print_summary(results):
+def print_claims(results):
+    """How many times faster than eager NumPy: claimed, found, ours."""
+    names = [x for x in (*PEERS, "ours") if rows_of(results, x)]
+    for _, cells in grouped(results["cells"], lambda cell: block(cell)[:3]):
+        cells = list(cells)
+        print(title(cells[0]).rsplit(", f8,", 1)[0])
+        rows = []
+        for cell in cells:
+            found = times(cell)
+            speedups = [
+                found["eager"] / found[x] if x in found else None for x in names
+            ]
+            row = [cell["expression"], f"{cell['n']:,}", cell["claimed"]]
+            rows.append(row + [figure(x) for x in speedups])
+        print_table(["expression", "n", "claimed", *names], rows)
+        print()
+    print_circumstances(results)
+
+
+def print_circumstances(results):
     print(f"{results['when']}, {results['processors']} x {results['processor']}")
     loads = [f"{results[x][0]:.1f}" for x in ("load_before", "load_after")]
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     print(f"load before {loads[0]}, after {loads[1]}; {versions}\n")
+
+
+def print_summary(results):
+    print_circumstances(results)
     counted = [cell for cell in results["cells"] if cell["n"] >= COUNTED]
     print(f"Geometric means of their times in ours, n >= {COUNTED:,}:")
     print_table(
