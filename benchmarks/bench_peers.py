@@ -49,9 +49,8 @@ def parse(arguments=None):
     add("--sizes", type=several(number), help="numbers of elements")
     add("--threads", type=several(int), default=[1, 2])
     add("--dtypes", type=several(str, ["f8", "f4"]), default=["f8", "f4"])
-    add(
-        "--regimes", type=several(str, ["default", "warm"]), default=["default", "warm"]
-    )
+    regimes = measure.REGIMES
+    add("--regimes", type=several(str, regimes), default=regimes, help="of malloc")
     add("--contenders", type=several(str, NAMES), default=NAMES)
     add("--only", type=several(str, names), help="expressions: " + ", ".join(names))
     add("--claims", action="store_true", help="what others published, instead")

@@ -86,14 +86,14 @@ def bench_peers(directory, *arguments, **options):
     return run("bench_peers.py", "--directory", directory, *arguments, **options)
 
 
-def peers_cells(tmp_path, *arguments):
+def peers_cells(tmp_path, contenders, *arguments):
     """What was measured, in which all must be right, and what was said."""
-    own = ["--sizes", "1e4", "--repeats", 1, "--contenders", "ours,eager,limit"]
+    own = ["--repeats", 1, "--contenders", ",".join(contenders)]
     done = bench_peers(tmp_path, *own, *arguments)
     assert done.returncode == 0, done.stderr + done.stdout
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     for cell in cells:
-        assert [row["contender"] for row in cell["rows"]] == ["ours", "eager", "limit"]
+        assert [row["contender"] for row in cell["rows"]] == contenders
         assert all(0 < row["min"] <= row["median"] for row in cell["rows"])
     wrong = [cell for cell in cells for row in cell["rows"] if not row["ok"]]
     assert not wrong
@@ -102,17 +102,22 @@ def peers_cells(tmp_path, *arguments):
 
 def test_peers(tmp_path):
     """Every expression, without peers; our bits are eager NumPy's, C's are close."""
-    cells, _ = peers_cells(tmp_path, "--threads", 1, "--regimes", "default")
+    options = ["--sizes", "1e4", "--threads", 1, "--regimes", "default"]
+    cells, _ = peers_cells(tmp_path, ["ours", "eager", "limit"], *options)
     assert len({cell["expression"] for cell in cells}) >= 20
     kinds = {(cell["dtype"], cell["into"]) for cell in cells}
     assert kinds == set(product(("f8", "f4"), (False, True)))
 
 
 def test_peers_circumstances(tmp_path):
-    """One expression on one and two threads, with both heaps."""
-    cells, shown = peers_cells(tmp_path, "--only", "products", "--dtypes", "f8")
+    """One expression on one and two threads, with each heap."""
+    options = ["--only", "products", "--dtypes", "f8", "--sizes", "1e5"]
+    cells, shown = peers_cells(tmp_path, ["ours", "eager"], *options)
     kinds = [(cell["threads"], cell["regime"], cell["into"]) for cell in cells]
-    assert kinds == list(product((1, 2), ("default", "warm"), (False, True)))
+    regimes = ("default", "mapped", "warm")
+    assert kinds == list(product((1, 2), regimes, (False, True)))
+    faults = {cell["regime"]: cell["rows"][1]["faults"] for cell in cells}
+    assert faults["mapped"] > faults["warm"]
     for text in ("2 thread(s), warm heap, into, f8", "Behind eager NumPy in"):
         assert text in shown
 

@@ -25,7 +25,9 @@ SAMPLE_SECONDS = 1e-3
 PAUSE = 3e-4
 #: How far a peer may be from NumPy, relative to the largest element, by size.
 TOLERANCE = {8: 1e-9, 4: 1e-3}
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# In this order, as there is no way back.
+REGIMES = ["default", "mapped", "warm"]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
 class Task:
@@ -44,11 +46,21 @@ class Task:
         return out
 
 
-def warm_heap():
-    """Never give memory back, nor map it anew: what is freed is used again."""
+def set_heap(regime):
+    """
+    How malloc deals with large arrays.
+
+    `default` is glibc's way, which learns: what a process that has had arrays of
+    that size does, up to 32 MB without new memory.  `mapped` is how it begins: new
+    pages for each.  `warm` is the opposite, memory is never given back.
+    """
     libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if regime == "mapped":
+        libc.mallopt(M_MMAP_THRESHOLD, 128 * 1024)
+        libc.mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+    elif regime == "warm":
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def start(names, directory):
@@ -149,9 +161,8 @@ def measure(options, report):
     np.deferred.set_num_threads(options["threads"])
     np.setdeferred(False)
     gc.disable()
-    for regime in options["regimes"]:
-        if regime == "warm":
-            warm_heap()
+    for regime in sorted(options["regimes"], key=REGIMES.index):
+        set_heap(regime)
         for n, dtype, expression in chosen(options):
             task = Task(expression, dtype, n)
             for into in (False, True) if expression.out else (False,):

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from itertools import groupby
+from itertools import groupby, product
 
 from measuring import print_table
 
@@ -215,9 +215,16 @@ def plot(results, directory):
         "best-peer": best_ratio,
         "limit": lambda cell: ratio(cell, "limit"),
     }.items():
-        figure, axes = pyplot.subplots(2, 2, sharex=True, sharey=True, figsize=(9, 7))
-        panels = sorted({(x["threads"], x["regime"]) for x in results["cells"]})
-        for axis, panel in zip(axes.flat, panels, strict=False):
+        threads = sorted({cell["threads"] for cell in results["cells"]})
+        regimes = sorted({cell["regime"] for cell in results["cells"]})
+        figure, axes = pyplot.subplots(
+            *(len(threads), len(regimes)),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            figsize=(4 * len(regimes), 3.5 * len(threads)),
+        )
+        for axis, panel in zip(axes.flat, product(threads, regimes), strict=True):
             cells = [
                 x for x in results["cells"] if (x["threads"], x["regime"]) == panel
             ]
