@@ -14,11 +14,14 @@ typedef T _Complex complex_t;
 typedef const void *const *operands_t;
 typedef void limit_function(operands_t in, void *out, const ptrdiff_t *shape);
 
-/* Sharing less than this costs more than it brings. */
+/*
+ * Sharing less than this costs more than it brings.  An `if` that does not name
+ * `parallel` would switch vectors off too.
+ */
 #define SHARED 16384
 #define PRAGMA(text) _Pragma(#text)
-#define SHARE(size) PRAGMA(omp parallel for if((size) >= SHARED))
-#define SHARE_SIMD(size) PRAGMA(omp parallel for simd if((size) >= SHARED))
+#define SHARE(size) PRAGMA(omp parallel for if(parallel : (size) >= SHARED))
+#define SHARE_SIMD(size) PRAGMA(omp parallel for simd if(parallel : (size) >= SHARED))
 #define FUNCTION(name) void f_##name(operands_t in, void *out, const ptrdiff_t *shape)
 
 /* So that the limit is not that of calling C from Python. */
@@ -203,7 +206,7 @@ FUNCTION(sum_squares)
     const T *a = in[0], *b = in[1];
     ptrdiff_t n = shape[0];
     T sum = 0;
-    PRAGMA(omp parallel for simd reduction(+ : sum) if(n >= SHARED))
+    PRAGMA(omp parallel for simd reduction(+ : sum) if(parallel : n >= SHARED))
     for (ptrdiff_t i = 0; i < n; i++) {
         sum += (a[i] - b[i]) * (a[i] - b[i]);
     }
@@ -215,7 +218,7 @@ FUNCTION(max_abs)
     const T *a = in[0], *b = in[1];
     ptrdiff_t n = shape[0];
     T most = 0;
-    PRAGMA(omp parallel for simd reduction(max : most) if(n >= SHARED))
+    PRAGMA(omp parallel for simd reduction(max : most) if(parallel : n >= SHARED))
     for (ptrdiff_t i = 0; i < n; i++) {
         T distance = fabs(a[i] - b[i]);
         most = distance > most ? distance : most;
