@@ -111,7 +111,8 @@ def processor():
     return next((x.split(": ")[1] for x in lines if x.startswith("model name")), "")
 
 
-def measure_all(options):
+def measure_all(options, path):
+    """All cells; what has been measured is kept, whatever happens next."""
     results = {
         "when": time.strftime("%Y-%m-%d %H:%M:%S"),
         "processor": processor(),
@@ -126,7 +127,9 @@ def measure_all(options):
             results["cells"].append(cell)
             if sys.stderr.isatty():
                 print(f"\r{report.title(cell):<78}", end="", file=sys.stderr)
-    return results | {"load_after": os.getloadavg()}
+        results["load_after"] = os.getloadavg()
+        path.write_text(json.dumps(results, indent=1))
+    return results
 
 
 def main():
@@ -139,10 +142,9 @@ def main():
     if options.show:
         results = json.loads(options.show.read_text())
     else:
-        results = measure_all(options)
         name = "claims.json" if options.claims else "results.json"
-        (output / name).write_text(json.dumps(results, indent=1))
-    if options.claims:
+        results = measure_all(options, output / name)
+    if any(cell["claimed"] for cell in results["cells"]):
         report.print_claims(results)
     else:
         report.print_tables(results)
