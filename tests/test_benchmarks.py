@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SITE_PACKAGES = str(Path(np.__file__).parents[1])
 
 
-def run(name, *arguments):
-    env = dict(os.environ, PYTHONPATH=SITE_PACKAGES)
+def run(name, *arguments, path=()):
+    """Run a benchmark; folders of `path` come before those of NumPy."""
+    pythonpath = os.pathsep.join([*map(str, path), SITE_PACKAGES])
+    env = dict(os.environ, PYTHONPATH=pythonpath)
     env.pop("NUMPY_STOCK", None)
     return subprocess.run(
         [sys.executable, BENCHMARKS / name, *map(str, arguments)],
@@ -77,3 +80,127 @@ def test_overhead_without_stock(site):
     done = run("bench_overhead.py", *(["--stock", site] if site else []))
     assert done.returncode != 0
     assert done.stderr
+
+
+def bench_peers(directory, *arguments, **options):
+    return run("bench_peers.py", "--directory", directory, *arguments, **options)
+
+
+def peers_cells(tmp_path, contenders, *arguments):
+    """What was measured, in which all must be right, and what was said."""
+    own = ["--repeats", 1, "--contenders", ",".join(contenders)]
+    done = bench_peers(tmp_path, *own, *arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    for cell in cells:
+        assert [row["contender"] for row in cell["rows"]] == contenders
+        assert all(0 < row["min"] <= row["median"] for row in cell["rows"])
+    wrong = [cell for cell in cells for row in cell["rows"] if not row["ok"]]
+    assert not wrong
+    return cells, done.stdout
+
+
+def test_peers(tmp_path):
+    """Every expression, without peers; our bits are eager NumPy's, C's are close."""
+    options = ["--sizes", "1e4", "--threads", 1, "--regimes", "default"]
+    cells, _ = peers_cells(tmp_path, ["ours", "eager", "limit"], *options)
+    assert len({cell["expression"] for cell in cells}) >= 20
+    kinds = {(cell["dtype"], cell["into"]) for cell in cells}
+    assert kinds == set(product(("f8", "f4"), (False, True)))
+
+
+def test_peers_circumstances(tmp_path):
+    """One expression on one and two threads, with each heap."""
+    options = ["--only", "products", "--dtypes", "f8", "--sizes", "1e5"]
+    cells, shown = peers_cells(tmp_path, ["ours", "eager"], *options)
+    kinds = [(cell["threads"], cell["regime"], cell["into"]) for cell in cells]
+    regimes = ("default", "mapped", "warm")
+    assert kinds == list(product((1, 2), regimes, (False, True)))
+    faults = {cell["regime"]: cell["rows"][1]["faults"] for cell in cells}
+    assert faults["mapped"] > faults["warm"]
+    for text in ("2 thread(s), warm heap, into, f8", "Behind eager NumPy in"):
+        assert text in shown
+
+
+def test_peers_that_are_missing(tmp_path):
+    """They are named, and left out; it is ours that must be there."""
+    (tmp_path / "numexpr.py").write_text("raise ImportError('not here')")
+    done = bench_peers(
+        *(tmp_path, "--sizes", 100, "--repeats", 1, "--only", "products"),
+        *("--threads", 1, "--regimes", "default", "--contenders", "ours,numexpr"),
+        path=[tmp_path],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "numexpr is left out: numexpr cannot be imported: not here" in done.stderr
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert {row["contender"] for cell in cells for row in cell["rows"]} == {"ours"}
+
+
+def test_peers_claims(tmp_path):
+    done = bench_peers(
+        *(tmp_path, "--claims", "--sizes", "1e4", "--repeats", 1, "--threads", 1),
+        *("--contenders", "ours,eager"),
+    )
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
+    assert all(row["ok"] for cell in cells for row in cell["rows"])
+    assert all(cell["claimed"] and cell["n"] == 10_000 for cell in cells)
+    for text in ("docs linear", "numexpr 3.2", "20 additions", "Weld 10"):
+        assert text in done.stdout
+
+
+def peers_results(times, wrong=()):
+    cell = {"expression": "x", "claimed": "", "dtype": "f8", "n": 10**5, "threads": 1}
+    rows = [
+        {
+            "contender": name,
+            "ok": name not in wrong,
+            "min": seconds,
+            "median": seconds,
+            "faults": 0,
+        }
+        for name, seconds in times.items()
+    ]
+    return {
+        "when": "",
+        "processor": "",
+        "processors": 1,
+        "load_before": [0],
+        "load_after": [0],
+        "versions": {},
+        "cells": [cell | {"regime": "default", "into": False, "rows": rows}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "lines"),
+    [
+        ((), 0, ["Behind numexpr in 0 of 1", "Behind the best peer in 1 of 1", "0.50"]),
+        # What is wrong may be as fast as it likes.
+        (("numba",), 0, ["Behind the best peer in 0 of 1", "numba: 1 thread(s)"]),
+        (("ours",), 1, ["Behind numexpr in 0 of 0", "Wrong results, not counted: 1"]),
+    ],
+)
+def test_peers_summary(tmp_path, wrong, status, lines):
+    times = {"ours": 2e-5, "eager": 4e-5, "numexpr": 6e-5, "numba": 1e-5}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(peers_results(times, wrong)))
+    done = bench_peers(tmp_path, "--show", path)
+    assert done.returncode == status, done.stderr
+    for line in lines:
+        assert line in done.stdout
+
+
+def test_peers_expressions(monkeypatch):
+    """What numexpr is given says the same as what NumPy is given."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from peers.expressions import CLAIMS, EXPRESSIONS
+
+    table = EXPRESSIONS + CLAIMS
+    assert len({expression.name for expression in table}) == len(table)
+    for expression in table:
+        for dtype in expression.dtypes:
+            operands = expression.make(dtype, 1000)
+            expected = expression.function(np)(*operands.values())
+            inlined = eval(expression.inlined(), vars(np) | operands)
+            np.testing.assert_array_equal(inlined, expected, strict=True)

@@ -193,6 +193,27 @@ class TestTouch:
         assert np.deferred.usage_count(a) == 0
         """)
 
+    @pytest.mark.skipif(under("tsan"), reason="it blocks signals in handlers")
+    @pytest.mark.parametrize("threads", [1, 3])
+    @pytest.mark.parametrize("n", [512, 5_000, 65_536])
+    def test_touch_while_a_touch_is_answered(self, passes, n, threads):
+        """The operand's pages are at its old address, which a late use has read."""
+        passes(f"""
+        np.deferred.set_num_threads({threads})
+        n = {n}
+        a = vector(n)
+        r = a * 2
+        old = touch.address(r)
+        r.sum()
+        assert touch.address(r) != old
+        x = r + 1
+        assert touch.read(old, 1) == 3
+        assert x.flags.deferred
+        assert touch.read(x, 1) == 4
+        assert touch.read(x, n - 1) == expected(n - 1)
+        assert touch.read(old, n - 1) == touch.read(r, n - 1) == 2 * n - 1
+        """)
+
     def test_exception_is_kept(self, passes):
         passes("""
         x = deferred(10)

@@ -69,6 +69,7 @@ SANITIZERS = {
 }
 STOCK = ROOT / "build-stock"
 INTEROP = ROOT / ".venv-interop"
+PEERS = ROOT / ".venv-bench"
 
 
 def readable_errors(function):
@@ -134,9 +135,9 @@ def run_command(*arguments):
     run([str(argument) for argument in arguments])
 
 
-def run_python(*arguments, cwd=None):
+def run_python(*arguments, cwd=None, python=sys.executable):
     """Run Python, without the current directory on its path, and exit with it."""
-    result = subprocess.run([sys.executable, "-P", *map(str, arguments)], cwd=cwd)
+    result = subprocess.run([python, "-P", *map(str, arguments)], cwd=cwd)
     raise SystemExit(result.returncode)
 
 
@@ -430,13 +431,16 @@ def demo(ctx, arguments):
 @click.command(context_settings=PASS_ON)
 @click.argument("name", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.option("--no-build", is_flag=True, help="Use the build as it is.")
 @click.pass_context
-def bench(ctx, name, arguments):
+@readable_errors
+def bench(ctx, name, arguments, no_build):
     """🚀 Run benchmarks/bench_NAME.py
 
-    Without NAME, list them.
+    Without NAME, list them; `spin bench NAME -- --help` tells its options.
 
     NUMPY_STOCK is set to where stock NumPy lies for those that compare with it.
+    `peers` runs in .venv-bench, with what requirements/bench.txt pins.
     """
     if name is None:
         for path in sorted(ROOT.glob("benchmarks/bench_*.py")):
@@ -445,16 +449,32 @@ def bench(ctx, name, arguments):
     if name == "overhead":
         ctx.invoke(stock)
         os.environ["NUMPY_STOCK"] = str(stock_site_packages())
-    run_benchmark(ctx, ROOT / "benchmarks" / f"bench_{name}.py", arguments)
+    path = ROOT / "benchmarks" / f"bench_{name}.py"
+    python = peers_python() if name == "peers" else sys.executable
+    run_benchmark(ctx, path, arguments, no_build, python)
 
 
-def run_benchmark(ctx, path, arguments):
+def peers_python():
+    """The Python of an environment with the peers that we are compared with.
+
+    They bring a NumPy, which is not imported: ours is on PYTHONPATH.
+    """
+    python = PEERS / "bin" / "python"
+    if not python.exists():
+        venv.create(PEERS, with_pip=True)
+    requirements = ROOT / "requirements" / "bench.txt"
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    run_command(*pip, "install", "--quiet", "--requirement", requirements)
+    return python
+
+
+def run_benchmark(ctx, path, arguments, no_build=False, python=sys.executable):
     if not path.exists():
         raise click.ClickException(f"there is no {path.relative_to(ROOT)} yet")
-    use_build(ctx)
+    use_build(ctx, no_build=no_build)
     # What the benchmarks share; -P keeps their folder off the path.
     os.environ["PYTHONPATH"] += os.pathsep + str(path.parent)
-    run_python(path, *arguments)
+    run_python(path, *arguments, python=python)
 
 
 @click.command(context_settings=PASS_ON)
