@@ -162,7 +162,7 @@ unprotect_pages(npy_deferred_protection *p)
     p->entry = -1;
 }
 
-/* The whole pages of an array's memory; NULL: none, or not to be protected. */
+/* The whole pages of an array's memory; NULL: none, or values are not there. */
 static char *
 whole_pages_of(PyArrayObject *owner, size_t *nbytes)
 {
@@ -269,13 +269,21 @@ new_protection(PyArrayObject *owner, char *start, size_t nprotected)
     return p;
 }
 
+/* Whether the memory is from malloc or ours; that of others may be anything. */
+static int
+is_ordinary(PyArrayObject *owner)
+{
+    PyObject *handler = PyArray_HANDLER(owner);
+    return PyArray_CHKFLAGS(owner, NPY_ARRAY_OWNDATA) &&
+           (handler == PyDataMem_DefaultHandler || handler == npy_deferred_handler);
+}
+
 NPY_NO_EXPORT int
 npy_deferred_protect(PyArrayObject *owner, npy_deferred_protection **protection)
 {
     *protection = NULL;
     if (PyArray_NBYTES(owner) < npy_deferred_protect_limit ||
-        npy_deferred_guard_mode == NPY_DEFERRED_GUARD_OFF ||
-        !PyArray_CHKFLAGS(owner, NPY_ARRAY_OWNDATA)) {
+        npy_deferred_guard_mode == NPY_DEFERRED_GUARD_OFF || !is_ordinary(owner)) {
         return 0;
     }
     size_t nprotected = 0;
