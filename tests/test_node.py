@@ -234,6 +234,7 @@ class TestPending:
             "released": 2,
             "flushed": 0,
             "late": 0,
+            "exposed": 0,
         }
 
     def test_stats_calculate_nothing(self):
