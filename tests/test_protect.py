@@ -484,5 +484,5 @@ class TestLimit:
 
     def test_environment(self):
         code = "import numpy as np; print(np.deferred.get_protect_limit())"
-        assert output_of(code) == str(2**25)
+        assert output_of(code) == str(2**28)
         assert output_of(code, NUMPY_DEFERRED_PROTECT_BYTES="4096") == "4096"

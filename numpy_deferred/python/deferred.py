@@ -303,8 +303,8 @@ def set_protect_limit(nbytes):
     it calculated, and goes on.
 
     That costs about as much as a simple operation where memory comes in pages of
-    4 KiB, and little in huge pages, which arrays of some MiB have where the system
-    grants them.  Set it to 0 for a program in which compiled code writes into
+    4 KiB, and little in huge pages, which large arrays have where the system grants
+    them.  Set it to 0 for a program in which compiled code writes into
     arrays of any size that pending operations read.  The memory of operands below
     the limit is not protected; they are marked as not writeable, for code that
     looks at the flag in the array structure.
@@ -313,7 +313,7 @@ def set_protect_limit(nbytes):
     ----------
     nbytes : int
         The size in bytes of the memory, for operands of operations written from
-        now on.  At start-up it is 32 MiB, or what the environment variable
+        now on.  At start-up it is 256 MiB, or what the environment variable
         ``NUMPY_DEFERRED_PROTECT_BYTES`` says.
 
     Returns
@@ -361,7 +361,7 @@ def get_protect_limit():
     Examples
     --------
     >>> import numpy as np
-    >>> np.deferred.get_protect_limit() == np.deferred.set_protect_limit(2**25)
+    >>> np.deferred.get_protect_limit() == np.deferred.set_protect_limit(2**28)
     True
     """
     return _core._deferred_get_protect_limit()

@@ -44,7 +44,10 @@ MODELS = {
     "sgd": lambda: linear_model.SGDRegressor(random_state=0, max_iter=20),
     "tree": lambda: tree.DecisionTreeRegressor(max_depth=5, random_state=0),
     "forest": lambda: ensemble.RandomForestRegressor(
-        2, max_depth=4, random_state=0, n_jobs=2  # the sum of more depends on time
+        2,
+        max_depth=4,
+        random_state=0,
+        n_jobs=2,  # the sum of more depends on time
     ),
     "boosting": lambda: ensemble.HistGradientBoostingRegressor(
         max_iter=5, random_state=0
