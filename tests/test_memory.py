@@ -1,6 +1,7 @@
 """Memory of results: whose it is, what is kept warm, and what it costs."""
 
 import gc
+import os
 import re
 import shutil
 import subprocess
@@ -302,6 +303,8 @@ class TestSystemCalls:
             [strace, "-f", "-o", log, sys.executable, "-c", code],
             capture_output=True,
             text=True,
+            # Threads are woken by calls of their own.
+            env={**os.environ, "NUMPY_DEFERRED_NUM_THREADS": "1"},
         )
         if "PTRACE" in done.stderr or "ptrace" in done.stderr:
             pytest.skip("strace may not trace")

@@ -44,7 +44,7 @@
 #define MAX_BLOCK 4096
 #define SLOT_ALIGNMENT 64
 
-/* Between two looks for an interrupt this many elements are computed at least. */
+/* Elements, times steps, between two looks for an interrupt. */
 #define LOOK_EVERY 262144
 
 typedef struct {
@@ -52,7 +52,7 @@ typedef struct {
     const npy_deferred_walk *walk;
     NpyIter *iter; /* the walk's, or owned: a copy of it */
     npy_intp block;
-    npy_intp look_in; /* elements, until the next look for an interrupt */
+    npy_intp look_in; /* elements, times steps, until the next look for an interrupt */
     int checks;       /* whether floating-point status matters */
     char *scratch;    /* owned */
 } run_state;
@@ -272,7 +272,7 @@ run_blocks(run_state *state, npy_intp count)
             values[i].data += n * values[i].stride;
         }
         count -= n;
-        state->look_in -= n;
+        state->look_in -= n * plan->nsteps;
         if (state->look_in < 0 && is_interrupted(state)) {
             return NPY_DEFERRED_INTERRUPTED;
         }
