@@ -7,7 +7,6 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from helpers.compare import assert_same, comparison
 from helpers.layouts import contiguous, operand, strided, swapped
 from helpers.loops import ELEMENTWISE
-from helpers.process import output_of, run_python
+from helpers.process import output_of, path_with_helpers, run_python
 from helpers.sanitizers import under
 
 #: Enough for several threads, and a multiple of nothing.
@@ -427,9 +426,7 @@ def test_touches_meanwhile():
                 assert x.tobytes() == expected
                 assert (y == a * 3).all() and not b.any()
     """
-    tests = str(Path(__file__).parent)
-    paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = run_python(code, PYTHONPATH=paths)
+    done = run_python(code, PYTHONPATH=path_with_helpers())
     assert done.returncode == 0, done.stderr
 
 

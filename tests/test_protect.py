@@ -1,13 +1,11 @@
 """Writes to operands that ask nobody: compiled code has the address already."""
 
-import os
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers.process import output_of, run_python
+from helpers.process import output_of, path_with_helpers, run_python
 
 # `write` and `address` look at the array structure, as compiled code does.
 PREAMBLE = """
@@ -30,15 +28,12 @@ def eager(function):
     with np.deferredstate(False):
         return function()
 """
-TESTS = str(Path(__file__).parent)
 
 
 def run(code, **environment):
     """Run code after PREAMBLE in a process of its own, which protects everything."""
     environment.setdefault("NUMPY_DEFERRED_PROTECT_BYTES", "0")
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    environment["PYTHONPATH"] = path_with_helpers()
     return run_python(PREAMBLE + textwrap.dedent(code), **environment)
 
 

@@ -1,7 +1,7 @@
 """Readable accounts of pending expressions: what `numpy.deferred.explain` returns."""
 
-import sys
 from collections import namedtuple
+from math import prod
 
 from numpy._core import _multiarray_umath as _core
 from numpy._utils import set_module
@@ -71,8 +71,7 @@ class Explanation:
         self.plan = None
         if plan is not None:
             steps, casts, block, threads, direct = plan
-            block = None if block == sys.maxsize else block
-            self.plan = Plan(steps, casts, block, threads, direct)
+            self.plan = Plan(steps, casts, block or None, threads, direct)
 
     @property
     def bytes_read(self):
@@ -88,21 +87,14 @@ class Explanation:
     def bytes_avoided(self):
         """Bytes of the temporary arrays that are not made."""
         return sum(
-            operation.dtype.itemsize * self._size(operation.shape)
+            operation.dtype.itemsize * prod(operation.shape)
             for operation in self.operations[:-1]
             if not self._apart(operation)
         )
 
-    @staticmethod
-    def _size(shape):
-        size = 1
-        for n in shape:
-            size *= n
-        return size
-
     def _apart(self, operation):
         """Whether it is calculated first: once, not for each element."""
-        return self._size(operation.shape) != self._size(self.shape)
+        return prod(operation.shape) != prod(self.shape)
 
     def _head(self):
         head = f"{self.dtype} array of shape {self.shape}"

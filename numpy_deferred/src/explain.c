@@ -110,11 +110,12 @@ describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
         int result = npy_deferred_plan_new(&walk, NPY_DEFERRED_FRESH, &plan);
         if (result == 0) {
             int casts = 0;
+            npy_intp block = npy_deferred_block_length(plan);
             for (int i = 0; i < plan->nsteps; i++) {
                 casts += plan->steps[i].is_cast;
             }
             described = Py_BuildValue("(iiniO)", plan->nsteps, casts,
-                                      (Py_ssize_t)npy_deferred_block_length(plan),
+                                      (Py_ssize_t)(block == NPY_MAX_INTP ? 0 : block),
                                       npy_deferred_threads_for(plan, &walk),
                                       walk.iter == NULL ? Py_True : Py_False);
             npy_deferred_plan_free(plan);

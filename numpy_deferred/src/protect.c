@@ -246,10 +246,21 @@ whole_pages_of(PyArrayObject *NPY_UNUSED(owner), size_t *NPY_UNUSED(nbytes))
     return NULL;
 }
 
+NPY_NO_EXPORT int
+npy_deferred_is_protected(const void *NPY_UNUSED(address))
+{
+    return 0;
+}
+
 NPY_NO_EXPORT PyArrayObject *
 npy_deferred_protected_owner(const void *NPY_UNUSED(address))
 {
     return NULL;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_open_range(const void *NPY_UNUSED(address))
+{
 }
 
 #endif

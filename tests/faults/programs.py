@@ -392,6 +392,16 @@ def cache_limit(w):
 
 
 @program()
+def num_threads(w):
+    previous = np.deferred.get_num_threads()
+    np.deferred.set_num_threads(3)
+    try:
+        return w.p * 2 + w.q
+    finally:
+        np.deferred.set_num_threads(previous)
+
+
+@program()
 def explain(w):
     text = str(np.deferred.explain(w.p * 2 + w.q))
     return text and np.deferred.Explanation(w.m + w.row).dot() and None
@@ -402,7 +412,6 @@ def protected(w):
     """Views of one memory are operands, and it is written to unseen."""
     previous = np.deferred.get_protect_limit()
     np.deferred.set_protect_limit(0)
-    np.deferred.set_num_threads(np.deferred.get_num_threads())
     try:
         a = w.a.copy()
         x, y = a[::2] * a[1::2], a + w.b

@@ -4,6 +4,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+
+def path_with_helpers():
+    """A PYTHONPATH on which a process finds the helpers, too."""
+    tests = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def run_python(code, timeout=120, **environment):
