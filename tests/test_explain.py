@@ -70,9 +70,9 @@ def test_plan(deferred, num_threads):
     num_threads(1)
     a, b = memory(N), memory(N, dtype="f4")
     plan = np.deferred.explain(a * a).plan
-    assert plan == (1, 0, None, 1, True)
+    assert plan == (1, 0, 1, None, 1, True)
     plan = np.deferred.explain(a * b + a).plan
-    assert (plan.steps, plan.casts, plan.direct) == (3, 1, True)
+    assert (plan.steps, plan.casts, plan.loops, plan.direct) == (3, 1, 2, True)
     assert plan.block % 64 == 0
     square = memory(100, 100)
     plan = np.deferred.explain(square * square.T + 1).plan
@@ -115,11 +115,12 @@ def test_text(deferred, num_threads):
         r"  t0  multiply\(a0, 2.0\)  float64  \(10000,\)  .*, line \d+", lines[2]
     )
     assert re.fullmatch(
-        r"2 steps in blocks of [\d,]+ elements, along memory, 1 thread", lines[-2]
+        r"2 steps in 1 loop in blocks of [\d,]+ elements, along memory, 1 thread",
+        lines[-2],
     )
     assert lines[-1].startswith("80,000 bytes read, 80,000 written, 80,000 of temp")
     # One operation needs no blocks.
-    assert "1 step at once" in repr(np.deferred.explain(a * 2))
+    assert "1 step in 1 loop at once" in repr(np.deferred.explain(a * 2))
 
 
 def test_html(deferred):

@@ -11,7 +11,7 @@ Operation = namedtuple("Operation", "name ufunc inputs dtype shape where")
 #: An array that is read.
 Operand = namedtuple("Operand", "name dtype shape strides nbytes")
 #: How the operations are run: `block` is None where they need no blocks.
-Plan = namedtuple("Plan", "steps casts block threads direct")
+Plan = namedtuple("Plan", "steps casts loops block threads direct")
 
 _PREFIX = {"operation": "t", "operand": "a"}
 
@@ -42,7 +42,8 @@ class Explanation:
         ``name``, ``dtype``, ``shape``, ``strides`` (bytes) and ``nbytes`` of the
         arrays that are read.
     plan : Plan or None
-        ``steps``, ``casts`` (how many of them are casts or copies), ``block``
+        ``steps``, ``casts`` (how many of them are casts or copies), ``loops``
+        (over each block: steps that run together in registers are one), ``block``
         (elements, or None for no blocks), ``threads``, and ``direct`` (whether
         everything lies side by side, so that no iterator is needed).  None where
         the expression does not run in one pass.
@@ -56,8 +57,8 @@ class Explanation:
     >>> explanation = np.deferred.explain(x)
     >>> [operation.ufunc for operation in explanation.operations]
     ['multiply', 'add']
-    >>> explanation.plan.direct, explanation.bytes_avoided
-    (True, 80000)
+    >>> explanation.plan.steps, explanation.plan.direct, explanation.bytes_avoided
+    (2, True, 80000)
     """
 
     def __init__(self, array):
@@ -70,8 +71,8 @@ class Explanation:
         self.operands = [Operand(f"a{i}", *each) for i, each in enumerate(operands)]
         self.plan = None
         if plan is not None:
-            steps, casts, block, threads, direct = plan
-            self.plan = Plan(steps, casts, block or None, threads, direct)
+            steps, casts, loops, block, threads, direct = plan
+            self.plan = Plan(steps, casts, loops, block or None, threads, direct)
 
     @property
     def bytes_read(self):
@@ -130,7 +131,8 @@ class Explanation:
             )
             casts = f" ({_count(plan.casts, 'cast')})" if plan.casts else ""
             yield (
-                f"{_count(plan.steps, 'step')}{casts} {blocks}, {how}, "
+                f"{_count(plan.steps, 'step')}{casts} in "
+                f"{_count(plan.loops, 'loop')} {blocks}, {how}, "
                 f"{_count(plan.threads, 'thread')}"
             )
         yield (

@@ -21,6 +21,7 @@ class Operand(NamedTuple):
 class Plan(NamedTuple):
     steps: int
     casts: int
+    loops: int
     block: int | None
     threads: int
     direct: bool

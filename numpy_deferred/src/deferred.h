@@ -31,6 +31,7 @@
 
 #    include "deferred_hooks.h"
 #    include "dtype_transfer.h"
+#    include "tiles.h"
 
 /* Bounds of one expression; at a bound its deepest operand is calculated. */
 #    define NPY_DEFERRED_MAX_NODES 64
@@ -43,6 +44,9 @@
 #    define NPY_DEFERRED_MIN_HELD_BYTES (1 << 20)
 /* Inputs of a ufunc; calls with more run at once. */
 #    define NPY_DEFERRED_MAX_NIN 8
+/* Of a plan: an operation and a cast for each input, and the cast of the result. */
+#    define NPY_DEFERRED_MAX_STEPS \
+        (1 + NPY_DEFERRED_MAX_NODES * (1 + NPY_DEFERRED_MAX_NIN))
 /* Room for a captured scalar: a complex long double. */
 #    define NPY_DEFERRED_CONSTANT_SIZE 32
 
@@ -383,11 +387,13 @@ typedef struct {
 /* One walk over all operands of an expression and its result. */
 typedef struct {
     const npy_deferred_expression *expression;
-    PyArrayObject *out;                              /* borrowed */
-    NpyIter *iter;                                   /* owned; NULL: directly */
+    PyArrayObject *out; /* borrowed */
+    NpyIter *iter;      /* owned; NULL: directly */
+    int rows;           /* whether the iterator only tells where the rows are */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
     npy_deferred_runs runs;
-    int fresh; /* nobody sees what is written before all of it is */
+    int fresh;    /* nobody sees what is written before all of it is */
+    int overlaps; /* some operand is where the result is written */
 } npy_deferred_walk;
 
 /*
@@ -401,6 +407,21 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
                        npy_deferred_target target);
 NPY_NO_EXPORT int
 npy_deferred_walk_close(npy_deferred_walk *walk, int written);
+
+/* A place in a walk by rows; needs no GIL. */
+typedef struct {
+    int nop, naxes;
+    char *data[NPY_DEFERRED_MAX_OPERANDS + 1]; /* where the row begins */
+    npy_intp at[NPY_MAXDIMS], shape[NPY_MAXDIMS];
+    const npy_intp *strides[NPY_MAXDIMS]; /* borrowed from the walk */
+} npy_deferred_rows;
+
+NPY_NO_EXPORT void
+npy_deferred_rows_begin(npy_deferred_rows *rows, const npy_deferred_walk *walk,
+                        npy_intp row);
+/* After the last one comes the first. */
+NPY_NO_EXPORT void
+npy_deferred_rows_next(npy_deferred_rows *rows);
 /*
  * The strides that the node's loop would see in eager NumPy, and how many
  * elements; `out` is its `out=` or NULL.  Returns 0 or -1 with an exception set.
@@ -443,7 +464,9 @@ typedef struct {
     int operand;          /* index, when it is an operand */
     int aligned;
     int slot;     /* index, when it is a slot */
-    int last_use; /* the last step that reads it */
+    int last_use; /* the last step that reads it, or the one that this one joins */
+    int writer;   /* the step that writes it, or -1 */
+    int nreaders; /* how often steps read it */
     char *data;   /* where the current block starts */
     npy_intp stride;
 } npy_deferred_value;
@@ -459,6 +482,12 @@ typedef struct {
     npy_intp doubtful;
     int nargs;
     int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
+    /* Set by tiles.c: what it is in a program, and which step's program that is. */
+    npy_deferred_tile_type tile_type;
+    int tile_operation;
+    int joins;          /* the only reader of the result, or -1 */
+    int banks, njoined; /* of it and those that join it */
+    int is_idle;        /* a copy that programs do without */
     /* From here on set by execute.c, for the strides at hand. */
     int bound;
     int status;  /* NPY_FPE_* that it raised */
@@ -471,19 +500,35 @@ typedef struct {
     npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
 } npy_deferred_step;
 
+/* What runs at a time: a tile program for a step and those that join it, or a step. */
+typedef struct {
+    int step;
+    int reads_status;            /* before it, as it may clear what others raised */
+    npy_deferred_tile_type type; /* NONE: no program */
+    int code, args, nargs;       /* where the plan has the program */
+    npy_deferred_tile_machine *machine; /* set by execute.c */
+} npy_deferred_unit;
+
 /* Scratch memory for values, one after the other. */
 typedef struct {
     npy_intp elsize;
     int last_use; /* of the value that is in it */
-    char *data;   /* set by execute.c */
+    int in_units; /* whether a unit writes it */
+    char *data;   /* set by execute.c, for what runs: units or steps */
 } npy_deferred_slot;
 
+/* Two ways to the same result: all steps one after the other, or all units. */
 typedef struct {
-    int nvalues, nsteps, nslots;
-    int out; /* the value that is the result */
+    int nvalues, nsteps, nslots, nunits;
+    int nallocated; /* steps that there is memory for */
+    int out;        /* the value that is the result */
     npy_deferred_value *values;
     npy_deferred_step *steps;
     npy_deferred_slot *slots;
+    npy_deferred_unit *units;
+    npy_deferred_tile_instruction *tile_code;
+    npy_uint16 *tile_args; /* values */
+    npy_uint8 *tile_access;
 } npy_deferred_plan;
 
 /*
@@ -498,6 +543,15 @@ NPY_NO_EXPORT npy_deferred_plan *
 npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan);
+
+/* ---- tiles.c: steps that run together in registers ---- */
+
+/* Put the plan's steps together to units. */
+NPY_NO_EXPORT void
+npy_deferred_make_units(npy_deferred_plan *plan);
+/* What runs programs on this processor, or NULL. */
+NPY_NO_EXPORT npy_deferred_tile_machine *
+npy_deferred_tile_machine_for(npy_deferred_tile_type type);
 
 /* ---- execute.c: run a plan ---- */
 
@@ -518,7 +572,10 @@ NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk);
 /* Elements of a block; NPY_MAX_INTP when there is nothing to keep in the cache. */
 NPY_NO_EXPORT npy_intp
-npy_deferred_block_length(const npy_deferred_plan *plan);
+npy_deferred_block_length(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
+/* How many loops run for a block: steps, or what is put together from them. */
+NPY_NO_EXPORT int
+npy_deferred_nloops(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 /* How many threads may share it. */
 NPY_NO_EXPORT int
 npy_deferred_threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
@@ -588,6 +645,9 @@ npy_deferred_errfunc(PyObject *errstate, int *errmask);
 /* Whether this mask and filters of warnings can make an error an exception. */
 NPY_NO_EXPORT int
 npy_deferred_mask_may_raise(int errmask, PyObject *filters);
+/* The NPY_FPE_* that an error mask does not ignore. */
+NPY_NO_EXPORT int
+npy_deferred_wanted_status(int errmask);
 
 /* ---- origin.c: where operations were written ---- */
 

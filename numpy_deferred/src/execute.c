@@ -5,10 +5,15 @@
  * such that the slots stay in the L1 cache; a plan without slots, a single
  * operation, runs without blocks.
  *
- * The floating-point status is read after each loop when some node's error
- * state wants to know, and cleared only when something was raised.  It is not
- * read between the casts for an operation and the operation itself: loops that
- * clear it, comparisons, do so with what the casts raised in eager NumPy too.
+ * A block is run by units: tile programs (tiles.h), and the steps that have none.
+ * When a program has met a NaN, or something was raised that some node's error
+ * state wants to know, the block is run again by its steps, one by one, which
+ * tells whose errors these were, and leaves the NaNs that eager NumPy has.
+ *
+ * Then the floating-point status is read after each loop, and cleared only when
+ * something was raised.  It is not read between the casts for an operation and the
+ * operation itself: loops that clear it, comparisons, do so with what the casts
+ * raised in eager NumPy too.
  *
  * Large work is shared with other threads (threads.c), which take parts of it; each
  * has a plan of its own, for the data of its part, its slots, and what was raised.
@@ -50,12 +55,18 @@
 typedef struct {
     npy_deferred_plan *plan;
     const npy_deferred_walk *walk;
-    NpyIter *iter; /* the walk's, or owned: a copy of it */
-    npy_intp block;
+    NpyIter *iter; /* that buffers: the walk's, or owned: a copy of it; or NULL */
+    npy_intp step_block, block; /* elements at a time, by steps and by units */
     npy_intp look_in; /* elements, times steps, until the next look for an interrupt */
-    int checks;       /* whether floating-point status matters */
+    int wanted;       /* NPY_FPE_* that some error state wants to know of */
+    int by_units;     /* else by steps */
+    int nrepeated;    /* blocks that units could not do */
     char *scratch;    /* owned */
+    char *saved;      /* in it: what a block of the result was before */
 } run_state;
+
+/* A calculation in which so many blocks had to be run again goes on by steps. */
+#define MAX_REPEATED 8
 
 static int
 bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
@@ -124,57 +135,95 @@ bind(run_state *state)
             step->checked |= casts_checked;
             casts_checked = 0;
         }
-        if (step->node == NULL || step->node->errmask != 0) {
-            state->checks = 1;
-        }
+        state->wanted |= npy_deferred_wanted_status(
+                step->node == NULL ? ~0 : step->node->errmask);
+    }
+    for (int i = 0; i < plan->nunits; i++) {
+        npy_deferred_unit *unit = &plan->units[i];
+        unit->machine = npy_deferred_tile_machine_for(unit->type);
     }
     return 0;
 }
 
-/* Bytes of all slots for one element. */
+/*
+ * Whether units are of use: an operation alone is its only step, and a result
+ * that is written where operands lie must be put back before a block is run again.
+ */
+static int
+has_units(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    const npy_deferred_value *out = &plan->values[plan->out];
+    return plan->nsteps > 1 && (!walk->overlaps || out->stride == out->descr->elsize);
+}
+
+/* Bytes of the slots that units or steps use, for one element. */
 static npy_intp
-slot_bytes(const npy_deferred_plan *plan)
+slot_bytes(const npy_deferred_plan *plan, int by_units)
 {
     npy_intp nbytes = 0;
     for (int i = 0; i < plan->nslots; i++) {
-        nbytes += plan->slots[i].elsize;
+        nbytes += by_units && !plan->slots[i].in_units ? 0 : plan->slots[i].elsize;
     }
     return nbytes;
 }
 
-NPY_NO_EXPORT npy_intp
-npy_deferred_block_length(const npy_deferred_plan *plan)
+static npy_intp
+block_length(const npy_deferred_plan *plan, int by_units)
 {
-    npy_intp slots = slot_bytes(plan), moving = 0;
+    npy_intp slots = slot_bytes(plan, by_units), moving = 0;
+    npy_intp unit = by_units ? NPY_DEFERRED_TILE_LENGTH : NPY_DEFERRED_BLOCK_UNIT;
     if (slots == 0) {
-        return NPY_MAX_INTP;
+        return by_units ? MAX_BLOCK : NPY_MAX_INTP;
     }
     for (int i = 0; i <= plan->out; i++) {
         moving += plan->values[i].descr->elsize;
     }
-    npy_intp block = (BLOCK_BYTES / (slots + moving)) & -NPY_DEFERRED_BLOCK_UNIT;
+    npy_intp block = (BLOCK_BYTES / (slots + moving)) & -unit;
     return block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
 }
 
-static int
-allocate_scratch(run_state *state)
+NPY_NO_EXPORT npy_intp
+npy_deferred_block_length(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    return block_length(plan, has_units(plan, walk));
+}
+
+NPY_NO_EXPORT int
+npy_deferred_nloops(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    return has_units(plan, walk) ? plan->nunits : plan->nsteps;
+}
+
+/* Bytes for the slots that units or steps use. */
+static npy_intp
+scratch_bytes(const run_state *state, int by_units)
+{
+    return slot_bytes(state->plan, by_units) *
+                   (by_units ? state->block : state->step_block) +
+           (state->plan->nslots + 1) * SLOT_ALIGNMENT;
+}
+
+static char *
+align_slot(char *position)
+{
+    return (char *)(((uintptr_t)position + SLOT_ALIGNMENT - 1) &
+                    ~(uintptr_t)(SLOT_ALIGNMENT - 1));
+}
+
+/* Give the scratch memory to units, or to steps. */
+static void
+use_scratch(run_state *state, int by_units)
 {
     npy_deferred_plan *plan = state->plan;
-    npy_intp slots = slot_bytes(plan), block = npy_deferred_block_length(plan);
-    state->block = PyArray_MIN(block, LOOK_EVERY);
-    if (slots == 0) {
-        return 0;
-    }
-    state->scratch =
-            PyMem_RawMalloc(slots * block + (plan->nslots + 1) * SLOT_ALIGNMENT);
-    if (state->scratch == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    uintptr_t position = (uintptr_t)state->scratch;
+    char *position = state->scratch;
+    npy_intp block = by_units ? state->block : state->step_block;
+    state->by_units = by_units;
     for (int i = 0; i < plan->nslots; i++) {
-        position = (position + SLOT_ALIGNMENT - 1) & ~(uintptr_t)(SLOT_ALIGNMENT - 1);
-        plan->slots[i].data = (char *)position;
+        if (by_units && !plan->slots[i].in_units) {
+            continue;
+        }
+        position = align_slot(position);
+        plan->slots[i].data = position;
         position += plan->slots[i].elsize * block;
     }
     for (int i = 0; i < plan->nvalues; i++) {
@@ -182,6 +231,31 @@ allocate_scratch(run_state *state)
             plan->values[i].data = plan->slots[plan->values[i].slot].data;
         }
     }
+}
+
+static int
+allocate_scratch(run_state *state)
+{
+    npy_deferred_plan *plan = state->plan;
+    int by_units = has_units(plan, state->walk);
+    npy_intp slots = 0, saved = 0;
+    state->step_block = PyArray_MIN(block_length(plan, 0), LOOK_EVERY);
+    state->block = by_units ? block_length(plan, 1) : state->step_block;
+    if (plan->nslots > 0) {
+        slots = PyArray_MAX(scratch_bytes(state, 0), scratch_bytes(state, by_units));
+    }
+    if (by_units && state->walk->overlaps) {
+        saved = plan->values[plan->out].descr->elsize * state->block;
+    }
+    if (slots + saved > 0) {
+        state->scratch = PyMem_RawMalloc(slots + saved);
+        if (state->scratch == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        state->saved = saved > 0 ? state->scratch + slots : NULL;
+    }
+    use_scratch(state, by_units);
     return 0;
 }
 
@@ -233,44 +307,64 @@ is_interrupted(run_state *state)
     return 1;
 }
 
-/* The hot loop: one block after the other, one step after the other.
- * Returns as npy_deferred_execute. */
+/* How many of the elements that are left the next block has. */
+static npy_intp
+next_block(npy_intp left, npy_intp block)
+{
+    if (left <= block) {
+        return left;
+    }
+    return left - block < NPY_DEFERRED_BLOCK_UNIT ? block - NPY_DEFERRED_BLOCK_UNIT
+                                                  : block;
+}
+
+static void
+advance(npy_deferred_plan *plan, npy_intp n)
+{
+    for (int i = 0; i <= plan->out; i++) { /* operands and result */
+        plan->values[i].data += n * plan->values[i].stride;
+    }
+}
+
+static inline int
+run_loop(npy_deferred_plan *plan, npy_deferred_step *step, npy_intp n)
+{
+    char *data[NPY_DEFERRED_MAX_NIN + 1];
+    npy_intp length = plan->values[step->args[step->nargs - 1]].constant ? 1 : n;
+    for (int j = 0; j < step->nargs; j++) {
+        data[j] = plan->values[step->args[j]].data;
+    }
+    if (n <= step->doubtful && nans_meet(step, data, n)) {
+        return 1;
+    }
+    return step->loop(step->context, data, &length, step->strides, step->auxdata) < 0
+                   ? -1
+                   : 0;
+}
+
+/* One block after the other, one step after the other.  Returns as
+ * npy_deferred_execute, as the functions that call it do. */
 static int
-run_blocks(run_state *state, npy_intp count)
+run_steps(run_state *state, npy_intp count)
 {
     npy_deferred_plan *plan = state->plan;
-    npy_deferred_value *values = plan->values;
-    int nmoving = plan->out + 1; /* operands and result */
     while (count > 0) {
-        npy_intp n = count < state->block ? count : state->block;
-        if (n < count && count - n < NPY_DEFERRED_BLOCK_UNIT) {
-            n -= NPY_DEFERRED_BLOCK_UNIT;
-        }
+        npy_intp n = next_block(count, state->step_block);
         for (int i = 0; i < plan->nsteps; i++) {
             npy_deferred_step *step = &plan->steps[i];
-            char *data[NPY_DEFERRED_MAX_NIN + 1];
-            npy_intp length = values[step->args[step->nargs - 1]].constant ? 1 : n;
-            for (int j = 0; j < step->nargs; j++) {
-                data[j] = values[step->args[j]].data;
+            int result = run_loop(plan, step, n);
+            if (result != 0) {
+                return result;
             }
-            if (n <= step->doubtful && nans_meet(step, data, n)) {
-                return 1;
-            }
-            if (step->loop(step->context, data, &length, step->strides, step->auxdata) <
-                0) {
-                return -1;
-            }
-            if (state->checks && !step->leads) {
-                int status = npy_get_floatstatus_barrier((char *)data);
+            if (state->wanted && !step->leads) {
+                int status = npy_get_floatstatus_barrier((char *)step);
                 if (status != 0) {
                     step->status |= step->checked ? status : 0;
-                    npy_clear_floatstatus_barrier((char *)data);
+                    npy_clear_floatstatus_barrier((char *)step);
                 }
             }
         }
-        for (int i = 0; i < nmoving; i++) {
-            values[i].data += n * values[i].stride;
-        }
+        advance(plan, n);
         count -= n;
         state->look_in -= n * plan->nsteps;
         if (state->look_in < 0 && is_interrupted(state)) {
@@ -278,6 +372,104 @@ run_blocks(run_state *state, npy_intp count)
         }
     }
     return 0;
+}
+
+static int
+run_program(const run_state *state, const npy_deferred_unit *unit, npy_intp n)
+{
+    const npy_deferred_plan *plan = state->plan;
+    char *data[NPY_DEFERRED_TILE_MAX_ARGS];
+    npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
+    npy_deferred_tile_program program = {
+            .nargs = unit->nargs,
+            .code = &plan->tile_code[unit->code],
+            .access = &plan->tile_access[unit->args],
+            .strides = strides,
+            .overlaps = state->walk->overlaps,
+    };
+    for (int i = 0; i < unit->nargs; i++) {
+        const npy_deferred_value *value =
+                &plan->values[plan->tile_args[unit->args + i]];
+        data[i] = value->data;
+        strides[i] = value->stride;
+    }
+    return unit->machine(&program, data, n);
+}
+
+/* To run a block again by its steps. */
+#define REPEAT 3
+
+/* One block, one unit after the other. */
+static int
+run_units(run_state *state, npy_intp n)
+{
+    npy_deferred_plan *plan = state->plan;
+    for (int i = 0; i < plan->nunits; i++) {
+        const npy_deferred_unit *unit = &plan->units[i];
+        if (unit->machine != NULL) {
+            if (run_program(state, unit, n)) {
+                return REPEAT;
+            }
+            continue;
+        }
+        if (i > 0 && unit->reads_status && state->wanted &&
+            (npy_get_floatstatus_barrier((char *)unit) & state->wanted)) {
+            return REPEAT;
+        }
+        int result = run_loop(plan, &plan->steps[unit->step], n);
+        if (result != 0) {
+            return result;
+        }
+    }
+    return state->wanted && (npy_get_floatstatus_barrier((char *)plan) & state->wanted)
+                   ? REPEAT
+                   : 0;
+}
+
+/* Run the block again that units could not do. */
+static int
+repeat(run_state *state, npy_intp n)
+{
+    if (state->saved != NULL) {
+        const npy_deferred_value *out = &state->plan->values[state->plan->out];
+        memcpy(out->data, state->saved, n * out->descr->elsize);
+    }
+    npy_clear_floatstatus_barrier((char *)state);
+    use_scratch(state, 0);
+    int result = run_steps(state, n);
+    if (++state->nrepeated < MAX_REPEATED) {
+        use_scratch(state, 1);
+    }
+    return result;
+}
+
+static int
+run_blocks(run_state *state, npy_intp count)
+{
+    npy_deferred_plan *plan = state->plan;
+    const npy_deferred_value *out = &plan->values[plan->out];
+    while (state->by_units && count > 0) {
+        npy_intp n = next_block(count, state->block);
+        if (state->saved != NULL) {
+            memcpy(state->saved, out->data, n * out->descr->elsize);
+        }
+        int result = run_units(state, n);
+        if (result == REPEAT) {
+            result = repeat(state, n);
+        }
+        else {
+            advance(plan, n);
+            state->look_in -= n * plan->nsteps;
+        }
+        if (result != 0) {
+            return result;
+        }
+        count -= n;
+        if (state->look_in < 0 && is_interrupted(state)) {
+            return NPY_DEFERRED_INTERRUPTED;
+        }
+    }
+    return run_steps(state, count);
 }
 
 static int
@@ -291,6 +483,24 @@ run_direct(run_state *state, npy_intp start, npy_intp count)
         plan->values[i].data = PyArray_BYTES(array) + start * plan->values[i].stride;
     }
     return run_blocks(state, count);
+}
+
+static int
+run_rows(run_state *state, npy_intp start, npy_intp count)
+{
+    npy_deferred_plan *plan = state->plan;
+    npy_intp length = state->walk->runs.length;
+    npy_deferred_rows rows;
+    int result = 0;
+    npy_deferred_rows_begin(&rows, state->walk, start / length);
+    for (; count > 0 && result == 0; count -= length) {
+        for (int i = 0; i <= plan->out; i++) {
+            plan->values[i].data = rows.data[i];
+        }
+        result = run_blocks(state, length);
+        npy_deferred_rows_next(&rows);
+    }
+    return result;
 }
 
 static int
@@ -322,8 +532,9 @@ run_iterator(run_state *state, npy_intp start, npy_intp count)
 static int
 run_range(run_state *state, npy_intp start, npy_intp count)
 {
-    return state->iter == NULL ? run_direct(state, start, count)
-                               : run_iterator(state, start, count);
+    return state->iter != NULL ? run_iterator(state, start, count)
+           : state->walk->rows ? run_rows(state, start, count)
+                               : run_direct(state, start, count);
 }
 
 /* ---- in several threads ---- */
@@ -522,7 +733,8 @@ run_here(run_state *state)
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
-    run_state state = {.plan = plan, .walk = walk, .iter = walk->iter};
+    run_state state = {.plan = plan, .walk = walk};
+    state.iter = walk->rows ? NULL : walk->iter;
     state.look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
     int nthreads = npy_deferred_threads_for(plan, walk);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);

@@ -91,7 +91,8 @@ has_parts(const npy_deferred_expression *expression, PyArrayObject *array)
     return 0;
 }
 
-/* (steps, casts and copies, block or 0, threads, whether directly), or None. */
+/* (steps, casts and copies, loops a block, block or 0, threads, whether directly), or
+ * None. */
 static PyObject *
 describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
 {
@@ -110,11 +111,12 @@ describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
         int result = npy_deferred_plan_new(&walk, NPY_DEFERRED_FRESH, &plan);
         if (result == 0) {
             int casts = 0;
-            npy_intp block = npy_deferred_block_length(plan);
+            npy_intp block = npy_deferred_block_length(plan, &walk);
             for (int i = 0; i < plan->nsteps; i++) {
                 casts += plan->steps[i].is_cast;
             }
-            described = Py_BuildValue("(iiniO)", plan->nsteps, casts,
+            described = Py_BuildValue("(iiiniO)", plan->nsteps, casts,
+                                      npy_deferred_nloops(plan, &walk),
                                       (Py_ssize_t)(block == NPY_MAX_INTP ? 0 : block),
                                       npy_deferred_threads_for(plan, &walk),
                                       walk.iter == NULL ? Py_True : Py_False);

@@ -45,6 +45,7 @@ add_value(npy_deferred_plan *plan, npy_deferred_value_kind kind, PyArray_Descr *
     value->aligned = 1;
     value->source = -1;
     value->last_use = -1;
+    value->writer = -1;
     return plan->nvalues++;
 }
 
@@ -319,17 +320,33 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
     return 0;
 }
 
-/*
- * Give slots to values, from the first step to the last.  A slot is free for
- * the result of a step when its last reader ran before that step.
- */
 static void
-assign_slots(npy_deferred_plan *plan)
+note_uses(npy_deferred_plan *plan)
 {
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
         for (int j = 0; j < step->nargs - 1; j++) {
-            plan->values[step->args[j]].last_use = i;
+            plan->values[step->args[j]].nreaders++;
+        }
+        plan->values[step->args[step->nargs - 1]].writer = i;
+    }
+}
+
+/*
+ * Give slots to values, from the first step to the last.  A slot is free for
+ * the result of a step when its last reader ran before that step: in a unit, that
+ * is when the last step of the unit runs.
+ */
+static void
+assign_slots(npy_deferred_plan *plan)
+{
+    int last[NPY_DEFERRED_MAX_STEPS];
+    for (int i = plan->nsteps - 1; i >= 0; i--) {
+        npy_deferred_step *step = &plan->steps[i];
+        last[i] = step->joins < 0 ? i : last[step->joins];
+        for (int j = 0; j < step->nargs - 1; j++) {
+            npy_deferred_value *value = &plan->values[step->args[j]];
+            value->last_use = PyArray_MAX(value->last_use, last[i]);
         }
     }
     for (int i = 0; i < plan->nsteps; i++) {
@@ -347,8 +364,10 @@ assign_slots(npy_deferred_plan *plan)
         if (slot == plan->nslots) {
             plan->nslots++;
             plan->slots[slot].elsize = written->descr->elsize;
+            plan->slots[slot].in_units = 0;
         }
         plan->slots[slot].last_use = written->last_use;
+        plan->slots[slot].in_units |= step->joins < 0 && !step->is_idle;
         written->slot = slot;
     }
 }
@@ -362,9 +381,13 @@ allocate_plan(const npy_deferred_expression *expression)
         nsteps += 1 + expression->nodes[i]->nin;
         nvalues += 1 + 2 * expression->nodes[i]->nin;
     }
+    /* A program has twice as many instructions as steps and three, of two or more. */
     npy_deferred_plan *plan = PyMem_Malloc(
-            sizeof(*plan) + nsteps * sizeof(npy_deferred_step) +
-            nvalues * sizeof(npy_deferred_value) + nsteps * sizeof(npy_deferred_slot));
+            sizeof(*plan) + nvalues * sizeof(npy_deferred_value) +
+            nsteps * (sizeof(npy_deferred_step) + sizeof(npy_deferred_slot) +
+                      sizeof(npy_deferred_unit) +
+                      4 * sizeof(npy_deferred_tile_instruction) +
+                      2 * (sizeof(npy_uint16) + sizeof(npy_uint8))));
     if (plan == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -373,6 +396,11 @@ allocate_plan(const npy_deferred_expression *expression)
     plan->steps = (npy_deferred_step *)(plan + 1);
     plan->values = (npy_deferred_value *)(plan->steps + nsteps);
     plan->slots = (npy_deferred_slot *)(plan->values + nvalues);
+    plan->units = (npy_deferred_unit *)(plan->slots + nsteps);
+    plan->tile_code = (npy_deferred_tile_instruction *)(plan->units + nsteps);
+    plan->tile_args = (npy_uint16 *)(plan->tile_code + 4 * nsteps);
+    plan->tile_access = (npy_uint8 *)(plan->tile_args + 2 * nsteps);
+    plan->nallocated = (int)nsteps;
     return plan;
 }
 
@@ -400,6 +428,8 @@ npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
         npy_deferred_plan_free(plan);
         return status;
     }
+    note_uses(plan);
+    npy_deferred_make_units(plan);
     assign_slots(plan);
     *result = plan;
     return 0;
@@ -413,10 +443,18 @@ npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *w
         copy->nvalues = plan->nvalues;
         copy->nsteps = plan->nsteps;
         copy->nslots = plan->nslots;
+        copy->nunits = plan->nunits;
         copy->out = plan->out;
         memcpy(copy->values, plan->values, plan->nvalues * sizeof(*plan->values));
         memcpy(copy->steps, plan->steps, plan->nsteps * sizeof(*plan->steps));
         memcpy(copy->slots, plan->slots, plan->nslots * sizeof(*plan->slots));
+        memcpy(copy->units, plan->units, plan->nunits * sizeof(*plan->units));
+        memcpy(copy->tile_code, plan->tile_code,
+               4 * plan->nallocated * sizeof(*plan->tile_code));
+        memcpy(copy->tile_args, plan->tile_args,
+               2 * plan->nallocated * sizeof(*plan->tile_args));
+        memcpy(copy->tile_access, plan->tile_access,
+               2 * plan->nallocated * sizeof(*plan->tile_access));
     }
     return copy;
 }

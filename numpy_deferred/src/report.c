@@ -176,6 +176,18 @@ report_error(const npy_deferred_error *error)
 }
 
 NPY_NO_EXPORT int
+npy_deferred_wanted_status(int errmask)
+{
+    int wanted = 0;
+    for (size_t i = 0; i < sizeof(categories) / sizeof(*categories); i++) {
+        if (errmask & (ERR_MODE << categories[i].shift)) {
+            wanted |= categories[i].status;
+        }
+    }
+    return wanted;
+}
+
+NPY_NO_EXPORT int
 npy_deferred_report(npy_deferred_errors *errors)
 {
     int result = 0;

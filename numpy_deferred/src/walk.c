@@ -281,6 +281,75 @@ is_direct(const npy_deferred_expression *expression, PyArrayObject *out,
            PyArray_STRIDE(out, 0) >= PyArray_ITEMSIZE(out);
 }
 
+/* How many elements lie beside each other, or nearly so. */
+static npy_intp
+shortest_stride_length(PyArrayObject *array)
+{
+    npy_intp length = 1, shortest = NPY_MAX_INTP;
+    for (int i = 0; i < PyArray_NDIM(array); i++) {
+        npy_intp stride = Py_ABS(PyArray_STRIDE(array, i));
+        if (PyArray_DIM(array, i) > 1 && stride < shortest) {
+            shortest = stride;
+            length = PyArray_DIM(array, i);
+        }
+    }
+    return length;
+}
+
+/* Over all operands and the result, which keep their types. */
+static NpyIter *
+new_iterator(const npy_deferred_walk *walk, npy_deferred_target target,
+             npy_uint32 flags)
+{
+    const npy_deferred_expression *expression = walk->expression;
+    int noperands = expression->noperands;
+    PyArrayObject *op[NPY_DEFERRED_MAX_OPERANDS + 1];
+    npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
+    PyArray_Descr *dtypes[NPY_DEFERRED_MAX_OPERANDS + 1];
+    if (target != NPY_DEFERRED_FRESH) {
+        flags |= NPY_ITER_COPY_IF_OVERLAP;
+    }
+    for (int i = 0; i < noperands; i++) {
+        op[i] = expression->operands[i];
+        op_flags[i] = NPY_ITER_READONLY | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+        dtypes[i] = PyArray_DESCR(op[i]);
+    }
+    op[noperands] = walk->out;
+    op_flags[noperands] = NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST |
+                          NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+    dtypes[noperands] = PyArray_DESCR(walk->out);
+    return NpyIter_AdvancedNew(noperands + 1, op, flags | NPY_ITER_EXTERNAL_LOOP,
+                               NPY_KEEPORDER, NPY_NO_CASTING, op_flags, dtypes, -1,
+                               NULL, NULL, npy_deferred_buffer_size());
+}
+
+/*
+ * Go through rows where they lie, without buffers, which nothing needs that keeps
+ * its type.  The iterator orders and joins the axes, and has copies of what
+ * overlaps.  Returns as npy_deferred_walk_open, 0 where rows are too short.
+ */
+static int
+open_rows(npy_deferred_walk *walk, npy_deferred_target target)
+{
+    walk->iter = new_iterator(walk, target, 0);
+    if (walk->iter == NULL) {
+        return -1;
+    }
+    npy_uint32 itflags = NIT_ITFLAGS(walk->iter);
+    int nop = NIT_NOP(walk->iter);
+    npy_intp length = NAD_SHAPE(NIT_AXISDATA(walk->iter));
+    if (length <= NPY_DEFERRED_BLOCK_UNIT) {
+        int closed = npy_deferred_walk_close(walk, 0);
+        walk->iter = NULL;
+        return closed;
+    }
+    walk->rows = 1;
+    walk->runs.length = length;
+    walk->runs.total = PyArray_SIZE(walk->out);
+    NpyIter_GetInnerFixedStrideArray(walk->iter, walk->strides);
+    return 1;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_walk_open(npy_deferred_walk *walk,
                        const npy_deferred_expression *expression, PyArrayObject *out,
@@ -290,7 +359,12 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     walk->expression = expression;
     walk->out = out;
     walk->iter = NULL;
+    walk->rows = 0;
     walk->fresh = target == NPY_DEFERRED_FRESH;
+    walk->overlaps = 0;
+    for (int i = 0; !walk->fresh && i < noperands; i++) {
+        walk->overlaps |= solve_may_share_memory(expression->operands[i], out, 1) != 0;
+    }
     if (is_direct(expression, out, target)) {
         for (int i = 0; i <= noperands; i++) {
             PyArrayObject *array = i < noperands ? expression->operands[i] : out;
@@ -303,32 +377,64 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     if (noperands > NPY_DEFERRED_MAX_OPERANDS) {
         return 0;
     }
-    PyArrayObject *op[NPY_DEFERRED_MAX_OPERANDS + 1];
-    npy_uint32 op_flags[NPY_DEFERRED_MAX_OPERANDS + 1];
-    PyArray_Descr *dtypes[NPY_DEFERRED_MAX_OPERANDS + 1];
-    npy_uint32 flags = NPY_ITER_EXTERNAL_LOOP | NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
-                       NPY_ITER_DELAY_BUFALLOC | NPY_ITER_RANGED;
-    if (target != NPY_DEFERRED_FRESH) {
-        flags |= NPY_ITER_COPY_IF_OVERLAP;
+    if (shortest_stride_length(out) > NPY_DEFERRED_BLOCK_UNIT) {
+        int opened = open_rows(walk, target);
+        if (opened != 0) {
+            return opened;
+        }
     }
-    for (int i = 0; i < noperands; i++) {
-        op[i] = expression->operands[i];
-        op_flags[i] = NPY_ITER_READONLY | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
-        dtypes[i] = PyArray_DESCR(op[i]);
-    }
-    op[noperands] = out;
-    op_flags[noperands] = NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST |
-                          NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
-    dtypes[noperands] = PyArray_DESCR(out);
-    walk->iter = NpyIter_AdvancedNew(noperands + 1, op, flags, NPY_KEEPORDER,
-                                     NPY_NO_CASTING, op_flags, dtypes, -1, NULL, NULL,
-                                     npy_deferred_buffer_size());
+    walk->iter = new_iterator(walk, target,
+                              NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
+                                      NPY_ITER_DELAY_BUFALLOC | NPY_ITER_RANGED);
     if (walk->iter == NULL) {
         return -1;
     }
     NpyIter_GetInnerFixedStrideArray(walk->iter, walk->strides);
     walk->runs = iterator_runs(walk->iter);
     return 1;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_rows_begin(npy_deferred_rows *rows, const npy_deferred_walk *walk,
+                        npy_intp row)
+{
+    NpyIter *iter = walk->iter;
+    npy_uint32 itflags = NIT_ITFLAGS(iter);
+    int ndim = NIT_NDIM(iter), nop = NIT_NOP(iter);
+    npy_intp sizeof_axisdata = NIT_AXISDATA_SIZEOF(itflags, ndim, nop);
+    NpyIter_AxisData *axis = NIT_AXISDATA(iter);
+    rows->nop = nop;
+    rows->naxes = ndim - 1;
+    memcpy(rows->data, NIT_RESETDATAPTR(iter), nop * sizeof(char *));
+    for (int i = 0; i < ndim - 1; i++) {
+        NIT_ADVANCE_AXISDATA(axis, 1);
+        rows->shape[i] = NAD_SHAPE(axis);
+        rows->strides[i] = NAD_STRIDES(axis);
+        rows->at[i] = row % NAD_SHAPE(axis);
+        row /= NAD_SHAPE(axis);
+        for (int j = 0; j < nop; j++) {
+            rows->data[j] += rows->at[i] * rows->strides[i][j];
+        }
+    }
+}
+
+NPY_NO_EXPORT void
+npy_deferred_rows_next(npy_deferred_rows *rows)
+{
+    for (int i = 0; i < rows->naxes; i++) {
+        npy_intp step = 1;
+        rows->at[i]++;
+        if (rows->at[i] == rows->shape[i]) {
+            rows->at[i] = 0;
+            step = 1 - rows->shape[i];
+        }
+        for (int j = 0; j < rows->nop; j++) {
+            rows->data[j] += step * rows->strides[i][j];
+        }
+        if (step == 1) {
+            break;
+        }
+    }
 }
 
 NPY_NO_EXPORT int

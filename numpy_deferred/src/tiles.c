@@ -1,0 +1,434 @@
+/*
+ * Tile programs for the steps of a plan: see tiles.h.
+ *
+ * A step joins the only step that reads its result, if both are operations that
+ * the machine has, so that trees of steps become programs.  What a program reads
+ * from memory are operands, scalars, and slots that other steps have filled; it
+ * writes the result of the last of its steps.  The others' slots are only used
+ * where the plan is run by its steps.  The plan owns all of it.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "deferred.h"
+#include "npy_cpu_dispatch.h"
+#include "number.h"
+
+#if NPY_DEFERRED_HAVE_TILES
+
+#    include "tiles.dispatch.h"
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_u64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_u32)
+
+NPY_NO_EXPORT npy_deferred_tile_machine *
+npy_deferred_tile_machine_for(npy_deferred_tile_type type)
+{
+    npy_deferred_tile_machine *machine = NULL;
+    switch (type) {
+        case NPY_DEFERRED_TILE_DOUBLE:
+            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_f64);
+            break;
+        case NPY_DEFERRED_TILE_FLOAT:
+            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_f32);
+            break;
+        case NPY_DEFERRED_TILE_UINT64:
+            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_u64);
+            break;
+        case NPY_DEFERRED_TILE_UINT32:
+            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_u32);
+            break;
+        case NPY_DEFERRED_TILE_NONE:
+            break;
+    }
+    return machine;
+}
+
+#else
+
+NPY_NO_EXPORT npy_deferred_tile_machine *
+npy_deferred_tile_machine_for(npy_deferred_tile_type type)
+{
+    return NULL;
+}
+
+#endif
+
+static npy_deferred_tile_type
+type_of(PyArray_Descr *descr)
+{
+    if (descr->type_num == NPY_DOUBLE) {
+        return NPY_DEFERRED_TILE_DOUBLE;
+    }
+    if (descr->type_num == NPY_FLOAT) {
+        return NPY_DEFERRED_TILE_FLOAT;
+    }
+    if (!PyTypeNum_ISINTEGER(descr->type_num)) {
+        return NPY_DEFERRED_TILE_NONE;
+    }
+    return descr->elsize == 8   ? NPY_DEFERRED_TILE_UINT64
+           : descr->elsize == 4 ? NPY_DEFERRED_TILE_UINT32
+                                : NPY_DEFERRED_TILE_NONE;
+}
+
+/* Which operation a ufunc is, or -1. */
+static int
+operation_of(const PyUFuncObject *ufunc, int is_float)
+{
+    const struct {
+        PyObject *ufunc;
+        int operation, floats, integers;
+    } known[] = {
+            {n_ops.add, NPY_DEFERRED_TILE_ADD, 1, 1},
+            {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT, 1, 1},
+            {n_ops.multiply, NPY_DEFERRED_TILE_MULTIPLY, 1, 1},
+            {n_ops.true_divide, NPY_DEFERRED_TILE_DIVIDE, 1, 0},
+            {n_ops.square, NPY_DEFERRED_TILE_SQUARE, 1, 1},
+            {n_ops.sqrt, NPY_DEFERRED_TILE_SQRT, 1, 0},
+            {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE, 1, 1},
+            {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, 1, 0},
+            {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND, 0, 1},
+            {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR, 0, 1},
+            {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR, 0, 1},
+            {n_ops.invert, NPY_DEFERRED_TILE_INVERT, 0, 1},
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
+        if (known[i].ufunc == (PyObject *)ufunc) {
+            return (is_float ? known[i].floats : known[i].integers) ? known[i].operation
+                                                                    : -1;
+        }
+    }
+    return -1;
+}
+
+static int
+is_binary(int operation)
+{
+    return operation < NPY_DEFERRED_TILE_LOAD;
+}
+
+/* For operands in the other order. */
+static int
+reversed(int operation)
+{
+    return operation == NPY_DEFERRED_TILE_SUBTRACT ? NPY_DEFERRED_TILE_REVERSED_SUBTRACT
+           : operation == NPY_DEFERRED_TILE_DIVIDE ? NPY_DEFERRED_TILE_REVERSED_DIVIDE
+                                                   : operation;
+}
+
+/*
+ * What a program reads for a value: where that is a copy of an operand which the
+ * machine can read as it is, the operand.
+ */
+static int
+without_copy(const npy_deferred_plan *plan, int value)
+{
+    const npy_deferred_value *copy = &plan->values[value];
+    if (copy->kind != NPY_DEFERRED_VALUE_SLOT || copy->source < 0) {
+        return value;
+    }
+    const npy_deferred_value *source = &plan->values[copy->source];
+    return source->kind == NPY_DEFERRED_VALUE_OPERAND && source->aligned &&
+                           source->stride != NPY_MAX_INTP &&
+                           PyArray_EquivTypes(source->descr, copy->descr)
+                   ? copy->source
+                   : value;
+}
+
+/* Whether the machine has it: a known operation, with elements side by side as result.
+ */
+static void
+classify(npy_deferred_plan *plan, npy_deferred_step *step)
+{
+    step->tile_type = NPY_DEFERRED_TILE_NONE;
+    step->joins = -1;
+    step->banks = step->njoined = 1;
+    if (step->is_cast || !NPY_DEFERRED_HAVE_TILES) {
+        return;
+    }
+    npy_deferred_tile_type type = type_of(step->node->descrs[0]);
+    step->tile_operation =
+            operation_of(step->node->ufunc, type == NPY_DEFERRED_TILE_DOUBLE ||
+                                                    type == NPY_DEFERRED_TILE_FLOAT);
+    if (type == NPY_DEFERRED_TILE_NONE || step->tile_operation < 0) {
+        return;
+    }
+    for (int i = 0; i < step->nargs; i++) {
+        npy_deferred_value *value = &plan->values[step->args[i]];
+        int is_result = i == step->nargs - 1;
+        if (type_of(value->descr) != type || !value->aligned ||
+            value->stride == NPY_MAX_INTP ||
+            (is_result && value->stride != value->descr->elsize)) {
+            return;
+        }
+    }
+    step->tile_type = type;
+}
+
+/* The step that has joined `step` as its i-th operand, or -1. */
+static int
+joined(const npy_deferred_plan *plan, int step, int i)
+{
+    int writer = plan->values[plan->steps[step].args[i]].writer;
+    return writer >= 0 && plan->steps[writer].joins == step ? writer : -1;
+}
+
+/* ---- writing a program, from its end ---- */
+
+typedef struct {
+    npy_deferred_plan *plan;
+    npy_deferred_unit *unit;
+    int position; /* of the instruction written last */
+} writing;
+
+static int
+argument(writing *w, int value, npy_deferred_tile_access access)
+{
+    npy_deferred_plan *plan = w->plan;
+    npy_deferred_unit *unit = w->unit;
+    for (int i = 0; i < unit->nargs; i++) {
+        if (plan->tile_args[unit->args + i] == value &&
+            plan->tile_access[unit->args + i] == access) {
+            return i;
+        }
+    }
+    plan->tile_args[unit->args + unit->nargs] = value;
+    plan->tile_access[unit->args + unit->nargs] = access;
+    return unit->nargs++;
+}
+
+static void
+put(writing *w, int operation, int bank, int arg)
+{
+    npy_deferred_tile_instruction *instruction = &w->plan->tile_code[--w->position];
+    instruction->code = operation + bank * NPY_DEFERRED_TILE_OPERATIONS;
+    instruction->arg = arg;
+}
+
+/* What comes before the rest of a program: a step, or else a value that is loaded. */
+typedef struct {
+    int step, value, bank;
+} pending_part;
+
+/* Whether something must be in a bank to be operated with. */
+static int
+needs_bank(const npy_deferred_plan *plan, int step, int i)
+{
+    const npy_deferred_value *value =
+            &plan->values[without_copy(plan, plan->steps[step].args[i])];
+    return joined(plan, step, i) >= 0 ||
+           (value->stride != 0 && value->stride != value->descr->elsize);
+}
+
+/* How many banks it takes to have an operand in one. */
+static int
+banks_for(const npy_deferred_plan *plan, int step, int i)
+{
+    int writer = joined(plan, step, i);
+    return writer >= 0 ? plan->steps[writer].banks : needs_bank(plan, step, i);
+}
+
+static pending_part
+part(const npy_deferred_plan *plan, int step, int i, int bank)
+{
+    int value = without_copy(plan, plan->steps[step].args[i]);
+    return (pending_part){joined(plan, step, i), value, bank};
+}
+
+/* How many banks two operands need; none for what is read from memory. */
+static int
+banks_together(int first, int second)
+{
+    return first == second && first > 0 ? first + 1 : PyArray_MAX(first, second);
+}
+
+/*
+ * Have the steps whose results only this one reads join it, as far as that goes,
+ * and find how many banks that takes.
+ */
+static void
+join(npy_deferred_plan *plan, int index)
+{
+    npy_deferred_step *step = &plan->steps[index];
+    int nin = step->nargs - 1;
+    for (int i = 0; i < nin; i++) {
+        npy_deferred_value *value = &plan->values[step->args[i]];
+        npy_deferred_step *writer = &plan->steps[value->writer < 0 ? 0 : value->writer];
+        if (value->writer < 0 || value->nreaders != 1 ||
+            writer->tile_type != step->tile_type ||
+            step->njoined + writer->njoined > NPY_DEFERRED_TILE_MAX_ARGS - 2) {
+            continue;
+        }
+        /* What the other operand needs is known but for a step that may join. */
+        int other = i == 1 ? banks_for(plan, index, 0)
+                           : nin == 2 && needs_bank(plan, index, 1);
+        int banks = banks_together(writer->banks, other);
+        if (banks <= NPY_DEFERRED_TILE_BANKS) {
+            writer->joins = index;
+            step->njoined += writer->njoined;
+        }
+    }
+    step->banks = nin == 1 ? PyArray_MAX(banks_for(plan, index, 0), 1)
+                           : PyArray_MAX(banks_together(banks_for(plan, index, 0),
+                                                        banks_for(plan, index, 1)),
+                                         1);
+}
+
+/* A binary operation with a value in memory, or with one for the whole tile. */
+static void
+put_reading(writing *w, int operation, int step, int i, int bank)
+{
+    int value = without_copy(w->plan, w->plan->steps[step].args[i]);
+    int scalar = w->plan->values[value].stride == 0;
+    put(w, operation + (scalar ? NPY_DEFERRED_TILE_FROM_SCALAR : 0), bank,
+        argument(w, value,
+                 scalar ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
+}
+
+static void
+put_load(writing *w, pending_part at)
+{
+    const npy_deferred_value *value = &w->plan->values[at.value];
+    int scalar = value->stride == 0;
+    put(w,
+        scalar                                  ? NPY_DEFERRED_TILE_LOAD_SCALAR
+        : value->stride == value->descr->elsize ? NPY_DEFERRED_TILE_LOAD
+                                                : NPY_DEFERRED_TILE_LOAD_STRIDED,
+        at.bank,
+        argument(w, at.value,
+                 scalar ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
+}
+
+/*
+ * Put the operation of a step.  Returns how many parts are to be put before it,
+ * the one that runs later last.
+ */
+static int
+put_step(writing *w, pending_part at, pending_part before[2])
+{
+    const npy_deferred_plan *plan = w->plan;
+    int operation = plan->steps[at.step].tile_operation;
+    if (!is_binary(operation)) {
+        put(w, operation, at.bank, 0);
+        before[0] = part(plan, at.step, 0, at.bank);
+        return 1;
+    }
+    if (!needs_bank(plan, at.step, 1)) {
+        put_reading(w, operation, at.step, 1, at.bank);
+        before[0] = part(plan, at.step, 0, at.bank);
+        return 1;
+    }
+    if (!needs_bank(plan, at.step, 0)) {
+        put_reading(w, reversed(operation), at.step, 0, at.bank);
+        before[0] = part(plan, at.step, 1, at.bank);
+        return 1;
+    }
+    /* The one that needs more banks has all of them. */
+    int swap = banks_for(plan, at.step, 0) < banks_for(plan, at.step, 1);
+    put(w, (swap ? reversed(operation) : operation) + NPY_DEFERRED_TILE_FROM_BANK,
+        at.bank, 0);
+    before[0] = part(plan, at.step, swap ? 1 : 0, at.bank);
+    before[1] = part(plan, at.step, swap ? 0 : 1, at.bank + 1);
+    return 2;
+}
+
+/* The program of a step and those that joined it. */
+static void
+write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int *ncode,
+              int *nargs)
+{
+    const npy_deferred_step *step = &plan->steps[root];
+    pending_part pending[2 * NPY_DEFERRED_TILE_MAX_ARGS];
+    int npending = 1;
+    /* Operations, loads of what these do not read themselves, the store, the end. */
+    int end = *ncode + 2 * step->njoined + 3;
+    writing w = {plan, unit, end};
+    unit->args = *nargs;
+    unit->type = step->tile_type;
+    put(&w, NPY_DEFERRED_TILE_END, 0, 0);
+    put(&w, NPY_DEFERRED_TILE_STORE, 0,
+        argument(&w, step->args[step->nargs - 1], NPY_DEFERRED_TILE_WRITTEN));
+    pending[0] = (pending_part){root, 0, 0};
+    while (npending > 0) {
+        pending_part at = pending[--npending];
+        if (at.step < 0) {
+            put_load(&w, at);
+        }
+        else {
+            npending += put_step(&w, at, &pending[npending]);
+        }
+    }
+    unit->code = w.position;
+    *ncode = end;
+    *nargs += unit->nargs;
+}
+
+/* ---- units ---- */
+
+/* Whether it leaves the floating-point status alone but for what it raises. */
+static int
+keeps_status(const npy_deferred_step *step)
+{
+    PyObject *ufunc = step->is_cast ? NULL : (PyObject *)step->node->ufunc;
+    return step->is_cast || ufunc == n_ops.add || ufunc == n_ops.subtract ||
+           ufunc == n_ops.multiply || ufunc == n_ops.true_divide ||
+           ufunc == n_ops.power || ufunc == n_ops.bitwise_and ||
+           ufunc == n_ops.bitwise_or || ufunc == n_ops.bitwise_xor;
+}
+
+/* Whether only programs read the result of a step, and can do without. */
+static int
+is_idle(const npy_deferred_plan *plan, int index)
+{
+    const npy_deferred_step *step = &plan->steps[index];
+    int value = step->args[step->nargs - 1];
+    if (without_copy(plan, value) == value) {
+        return 0;
+    }
+    for (int i = index + 1; i < plan->nsteps; i++) {
+        const npy_deferred_step *reader = &plan->steps[i];
+        for (int j = 0; j < reader->nargs - 1; j++) {
+            if (reader->args[j] == value && reader->joins < 0 && reader->njoined == 1) {
+                return 0;
+            }
+        }
+    }
+    return 1;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_make_units(npy_deferred_plan *plan)
+{
+    int ncode = 0, nargs = 0;
+    for (int i = 0; i < plan->nsteps; i++) {
+        classify(plan, &plan->steps[i]);
+        if (plan->steps[i].tile_type != NPY_DEFERRED_TILE_NONE) {
+            join(plan, i);
+        }
+    }
+    for (int i = 0; i < plan->nsteps; i++) {
+        npy_deferred_step *step = &plan->steps[i];
+        step->is_idle = is_idle(plan, i);
+        if (step->joins >= 0 || step->is_idle) {
+            continue;
+        }
+        npy_deferred_unit *unit = &plan->units[plan->nunits++];
+        memset(unit, 0, sizeof(*unit));
+        unit->type = NPY_DEFERRED_TILE_NONE;
+        unit->step = i;
+        if (step->njoined > 1) {
+            write_program(plan, unit, i, &ncode, &nargs);
+        }
+        else {
+            unit->reads_status = !keeps_status(step);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+/*
+ * Tiles: steps that run together in registers.
+ *
+ * A *tile program* is a list of instructions for a machine with three banks of
+ * registers, each of which holds a tile, some tens of elements.  The machine
+ * runs the whole program on one tile, then on the next, so that what is passed
+ * from step to step never sees memory.  tiles.c writes programs for the steps of
+ * a plan; tiles.dispatch.c.src has the machine, for each type, and is
+ * compiled for each instruction set.
+ *
+ * A program gives the bits that NumPy's loops give, as all it does is exact or
+ * correctly rounded, unless a NaN is stored: of two NaNs another one may have
+ * been kept, or another sign.  The machine tells, and somebody else does it again.
+ */
+#ifndef NUMPY_DEFERRED_TILES_H_
+#define NUMPY_DEFERRED_TILES_H_
+
+#include "numpy/npy_common.h"
+
+/* The machine is written in GNU C. */
+#if defined(__GNUC__)
+#    define NPY_DEFERRED_HAVE_TILES 1
+#else
+#    define NPY_DEFERRED_HAVE_TILES 0
+#endif
+
+/* What programs work on; signed integers as if they were unsigned. */
+typedef enum {
+    NPY_DEFERRED_TILE_NONE = -1,
+    NPY_DEFERRED_TILE_DOUBLE,
+    NPY_DEFERRED_TILE_FLOAT,
+    NPY_DEFERRED_TILE_UINT64,
+    NPY_DEFERRED_TILE_UINT32,
+} npy_deferred_tile_type;
+
+/*
+ * Operations on a bank.  A binary one has its second operand in memory; in memory
+ * for the whole tile, FROM_SCALAR; or in the next bank, FROM_BANK.  Of one that is
+ * REVERSED that is the first operand.
+ */
+typedef enum {
+    NPY_DEFERRED_TILE_ADD = 0,
+    NPY_DEFERRED_TILE_SUBTRACT = 3,
+    NPY_DEFERRED_TILE_REVERSED_SUBTRACT = 6,
+    NPY_DEFERRED_TILE_MULTIPLY = 9,
+    NPY_DEFERRED_TILE_DIVIDE = 12,
+    NPY_DEFERRED_TILE_REVERSED_DIVIDE = 15,
+    NPY_DEFERRED_TILE_AND = 18,
+    NPY_DEFERRED_TILE_OR = 21,
+    NPY_DEFERRED_TILE_XOR = 24,
+    NPY_DEFERRED_TILE_LOAD = 27,
+    NPY_DEFERRED_TILE_LOAD_SCALAR,
+    NPY_DEFERRED_TILE_LOAD_STRIDED,
+    NPY_DEFERRED_TILE_STORE,
+    NPY_DEFERRED_TILE_NEGATIVE,
+    NPY_DEFERRED_TILE_ABSOLUTE,
+    NPY_DEFERRED_TILE_SQUARE,
+    NPY_DEFERRED_TILE_SQRT,
+    NPY_DEFERRED_TILE_INVERT,
+    NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
+} npy_deferred_tile_operation;
+
+/* What the form of a binary operation adds to its number. */
+#define NPY_DEFERRED_TILE_FROM_SCALAR 1
+#define NPY_DEFERRED_TILE_FROM_BANK 2
+
+#define NPY_DEFERRED_TILE_BANKS 3
+/* The instruction after the last one of a program, in no bank. */
+#define NPY_DEFERRED_TILE_END (NPY_DEFERRED_TILE_BANKS * NPY_DEFERRED_TILE_OPERATIONS)
+
+typedef struct {
+    npy_uint16 code; /* operation + bank * OPERATIONS, or END */
+    npy_uint16 arg;  /* what is in memory, by its number */
+} npy_deferred_tile_instruction;
+
+/* What an argument is. */
+typedef enum {
+    NPY_DEFERRED_TILE_READ,
+    NPY_DEFERRED_TILE_READ_SCALAR,
+    NPY_DEFERRED_TILE_WRITTEN,
+} npy_deferred_tile_access;
+
+typedef struct {
+    int nargs;
+    const npy_deferred_tile_instruction *code;
+    /* For each argument. */
+    const npy_uint8 *access;
+    const npy_intp *strides;
+    int overlaps; /* whether what is written may be read too */
+} npy_deferred_tile_program;
+
+#define NPY_DEFERRED_TILE_MAX_ARGS 33
+
+/* Elements that a tile has at most: lengths should be multiples of it. */
+#define NPY_DEFERRED_TILE_LENGTH 128
+
+/*
+ * Run a program on `n` elements, from `data` on for each argument.  Returns
+ * whether a NaN was stored.
+ */
+typedef int(npy_deferred_tile_machine)(const npy_deferred_tile_program *program,
+                                       char *const data[], npy_intp n);
+
+#endif /* NUMPY_DEFERRED_TILES_H_ */

@@ -1,0 +1,264 @@
+"""
+Steps that run together in registers: random trees of what the machine has.
+
+The oracle is eager NumPy. The trees are as deep and as wide as programs get, and
+wider; operands lie in all ways; special values meet.
+"""
+
+import math
+import os
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from helpers.compare import comparison
+from helpers.layouts import contiguous, negative, operand, strided, swapped, unaligned
+from helpers.values import values
+
+FLOATS = {
+    2: (np.add, np.subtract, np.multiply, np.divide),
+    1: (np.negative, np.absolute, np.square, np.sqrt),
+}
+INTEGERS = {
+    2: (
+        np.add,
+        np.subtract,
+        np.multiply,
+        np.bitwise_and,
+        np.bitwise_or,
+        np.bitwise_xor,
+    ),
+    1: (np.negative, np.square, np.invert),
+}
+LAYOUTS = (contiguous, contiguous, strided, negative, unaligned, swapped)
+SHAPES = (
+    (1,),
+    (5,),
+    (64,),
+    (127,),
+    (128,),
+    (129,),
+    (1000,),
+    (9001,),
+    (3, 66),
+    (65, 130),
+    (2, 3, 200),
+    (40, 3),
+)
+
+
+def usual(char, n, seed):
+    """Numbers of usual size, none of which raises an error."""
+    rng = np.random.default_rng(seed)
+    return (rng.uniform(1, 100, n)).astype(char)
+
+
+class Tree:
+    """A random expression, as the steps that build it; runs on any operands."""
+
+    def __init__(self, rng, char, shape, size, special):
+        self.steps = []
+        table = INTEGERS if char in "iIlLqQ" else FLOATS
+        self.operands = [
+            self.operand(rng, char, shape, i, special) for i in range(rng.randint(1, 6))
+        ]
+        nvalues = len(self.operands)
+        for i in range(size):
+            nin = 1 if rng.random() < 0.25 else 2
+            ufunc = rng.choice(table[nin])
+            # The last values are taken most, so that trees grow, some of them twice.
+            low = 0 if rng.random() < 0.5 else max(0, nvalues - 3)
+            args = [rng.randrange(low, nvalues) for _ in range(nin)]
+            if rng.random() < 0.7 or i == size - 1:
+                args[0] = nvalues - 1
+            self.steps.append((ufunc, rng.sample(args, nin)))
+            nvalues += 1
+        self.drop_unread()
+
+    def drop_unread(self):
+        """What nobody reads would raise errors in eager NumPy only."""
+        first = len(self.operands)
+        read = {first + len(self.steps) - 1}
+        for i, (_, args) in reversed(list(enumerate(self.steps, first))):
+            if i in read:
+                read.update(args)
+        self.steps = [
+            step if i in read else None for i, step in enumerate(self.steps, first)
+        ]
+
+    @staticmethod
+    def operand(rng, char, shape, i, special):
+        kind = rng.random()
+        make = values if special else usual
+        if i > 0 and kind < 0.2:
+            return make(char, 40, i)[rng.randrange(40)]
+        if i > 0 and len(shape) > 1 and kind < 0.4:
+            axis = rng.randrange(len(shape))
+            shape = (*shape[:axis], 1, *shape[axis + 1 :])
+        layout = rng.choice(LAYOUTS)
+        if special:
+            return operand(char, shape, i, layout)
+        return layout(make(char, math.prod(shape), i), shape)
+
+    def __call__(self):
+        known = list(self.operands)
+        for step in self.steps:
+            if step is None:
+                known.append(None)
+                continue
+            ufunc, args = step
+            known.append(ufunc(*(known[i] for i in args)))
+        return known[-1]
+
+
+def count_loops(tree):
+    """Loops and steps of the plan, or None when there is none."""
+    with np.deferredstate(True):
+        plan = np.deferred.explain(tree()).plan
+    return plan and (plan.loops, plan.steps)
+
+
+@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("special", [False, True], ids=["usual", "special"])
+def test_random_trees(char, shape, special):
+    rng = random.Random(f"{char}{shape}{special}")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for i in range(40):
+            tree = Tree(rng, char, shape, rng.choice((2, 3, 5, 9, 20, 45)), special)
+            compare.same(f"tree {i}", tree)
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("error", ["warn", "raise"])
+def test_errors(char, error):
+    """They are told of the operation that raised them, wherever that is."""
+    rng = random.Random(f"{char}{error}")
+    with comparison() as compare, np.errstate(all=error):
+        for i in range(150):
+            shape = rng.choice(SHAPES)
+            tree = Tree(rng, char, shape, rng.choice((2, 3, 5, 9)), rng.random() < 0.5)
+            compare.same(f"tree {i}", tree)
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("n", [300, 20_000])
+def test_one_error_late(char, n):
+    """One element of many, in whatever block it is."""
+    a, b = usual(char, n, 1), usual(char, n, 2)
+    with comparison() as compare, np.errstate(all="warn"):
+        for at in (0, 1, n // 2, n - 1):
+            for value in (0, -1, np.nan, np.inf):
+                b[at] = value
+                compare.same(f"{value} at {at}", lambda: a * a / b - a * np.sqrt(b))
+                b[at] = 1
+
+
+@pytest.mark.parametrize("char", "dfil")
+@pytest.mark.parametrize("shift", [0, 1, 63, 64, 200])
+@pytest.mark.parametrize("n", [100, 500, 9000])
+def test_result_over_operands(char, shift, n):
+    """In place, and where earlier and later elements are still to be read."""
+    zero = 0 if char in "df" else 1
+
+    def run(target, source):
+        room = values(char, n + shift, 3)
+        room[n // 2] = zero
+        a, out = room[source : source + n], room[target : target + n]
+        b = values(char, n, 4)
+        out[...] = a * b - (a + b) * a
+        np.add(a * b, out - a, out=out)
+        out *= a - b * 2
+        return room
+
+    with comparison() as compare:
+        for error in ("ignore", "warn"):
+            with np.errstate(all=error):
+                compare.same(f"back, {error}", run, 0, shift)
+                compare.same(f"forth, {error}", run, shift, 0)
+
+
+def test_nans_everywhere():
+    """Units are given up for steps, in the middle of a calculation."""
+    a, b = values("d", 300_000, 1).copy(), values("d", 300_000, 2)
+    a[:100_000] = 1
+    with comparison() as compare, np.errstate(all="warn"):
+        compare.same("mixed", lambda: (a * b + b) * (a - b) + a)
+
+
+class TestLoops:
+    """What runs together, as `explain` tells."""
+
+    n = 10_000
+
+    @pytest.mark.parametrize(
+        ("function", "expected"),
+        [
+            (lambda a, b: a * b + a * 2, (1, 3)),
+            (lambda a, b: a + b, (1, 1)),
+            (lambda a, b: np.exp(a * b + a) - b, (3, 4)),
+            (lambda a, b: a[::2] * b[::-2] - a[::2], (1, 2)),
+            (lambda a, b: a[:5000] * b[0] + b[:5000].astype("f4"), (2, 3)),
+        ],
+    )
+    def test_count(self, function, expected):
+        a, b = usual("d", self.n, 1), usual("d", self.n, 2)
+        assert count_loops(lambda: function(a, b)) == expected
+
+    def test_shared_part_is_one_loop_of_its_own(self):
+        a = usual("d", self.n, 1)
+
+        def function():
+            t = a * a + 1
+            return t * 2 + (t - a)
+
+        assert count_loops(function) == (2, 5)
+
+    def test_rows_are_not_buffered(self):
+        a, b = usual("d", self.n, 1).reshape(100, 100), usual("d", 100, 2)[:, None]
+        assert count_loops(lambda: a[:, 1:] * b + a[:, :-1])[0] == 1
+
+    def test_wide_trees_take_no_more_banks_than_there_are(self):
+        arrays = [usual("d", 1000, i) for i in range(32)]
+
+        def balanced(parts):
+            while len(parts) > 1:
+                parts = [x * y for x, y in zip(parts[::2], parts[1::2], strict=True)]
+            return parts[0]
+
+        with comparison() as compare:
+            compare.same("balanced", lambda: balanced(arrays))
+        loops, steps = count_loops(lambda: balanced(arrays))
+        assert (loops < steps / 2, steps) == (True, 31)
+
+
+@pytest.mark.parametrize("disabled", ["X86_V4", "X86_V4 X86_V3"])
+def test_other_instruction_sets(disabled):
+    """The same tests, on what older processors have."""
+    code = """
+    import sys
+    import numpy as np
+    import pytest
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+    """
+    env = {**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(code),
+            __file__,
+            "-k",
+            "not other_instruction_sets",
+            "-n0",
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "passed" in done.stdout
