@@ -72,7 +72,7 @@ def test_plan(deferred, num_threads):
     plan = np.deferred.explain(a * a).plan
     assert plan == (1, 0, 1, None, 1, True)
     plan = np.deferred.explain(a * b + a).plan
-    assert (plan.steps, plan.casts, plan.loops, plan.direct) == (3, 1, 2, True)
+    assert (plan.steps, plan.casts, plan.loops, plan.direct) == (3, 1, 1, True)
     assert plan.block % 64 == 0
     square = memory(100, 100)
     plan = np.deferred.explain(square * square.T + 1).plan

@@ -17,7 +17,7 @@ from helpers.process import output_of
 from helpers.sanitizers import has_the_memory_alone
 
 # Tiny, where malloc has them; smaller than what is moved; moved; huge pages.
-SIZES = [1, 100, 512, 5_000, 65_536, 65_537, 200_000, 1_000_000]
+SIZES = [1, 100, 512, 5_000, 65_536, 262_144, 262_145, 400_000, 1_000_000]
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ class TestCache:
         assert np.deferred.stats()["cached"] < nbytes
         assert x.ctypes.data != address, "an address is not used again at once"
 
-    @pytest.mark.parametrize("n", [512, 5_000, 65_536, 200_000, 1_000_000])
+    @pytest.mark.parametrize("n", [512, 5_000, 65_536, 400_000, 1_000_000])
     @pytest.mark.parametrize("limit", [0, 2**20, 2**24, 2**26])
     def test_limit(self, cache, n, limit):
         cache(limit)
@@ -326,11 +326,11 @@ class TestSystemCalls:
             work = f"x = np.broadcast_to(a[:1], {n}) + 1"
         assert self.count(tmp_path, min(n, 10**6), work) == []
 
-    @pytest.mark.parametrize("n", [1, 100, 5_000, 65_536])
+    @pytest.mark.parametrize("n", [1, 100, 5_000, 65_536, 262_144])
     def test_smaller(self, tmp_path, n):
         assert self.count(tmp_path, n, "x = a + 1; np.deferred.calculate(x)") == []
 
-    @pytest.mark.parametrize("n", [65_537, 1_000_000])
+    @pytest.mark.parametrize("n", [262_145, 1_000_000])
     def test_large(self, tmp_path, n):
         """One to move the pages, and one for several slots that are left."""
         calls = self.count(tmp_path, n, "x = a + 1; np.deferred.calculate(x)")

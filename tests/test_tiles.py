@@ -34,6 +34,16 @@ INTEGERS = {
     ),
     1: (np.negative, np.square, np.invert),
 }
+COMPARISONS = (
+    np.less,
+    np.less_equal,
+    np.greater,
+    np.greater_equal,
+    np.equal,
+    np.not_equal,
+)
+#: What is cast on its way into a program.
+NARROW = {"d": "fbBhHiIlq?", "f": "bBhH?", "l": "bBhHiI?", "i": "bBhH?"}
 LAYOUTS = (contiguous, contiguous, strided, negative, unaligned, swapped)
 SHAPES = (
     (1,),
@@ -77,6 +87,10 @@ class Tree:
                 args[0] = nvalues - 1
             self.steps.append((ufunc, rng.sample(args, nin)))
             nvalues += 1
+        if rng.random() < 0.3:
+            self.steps.append(
+                (rng.choice(COMPARISONS), [nvalues - 1, rng.randrange(nvalues)])
+            )
         self.drop_unread()
 
     def drop_unread(self):
@@ -100,6 +114,8 @@ class Tree:
             axis = rng.randrange(len(shape))
             shape = (*shape[:axis], 1, *shape[axis + 1 :])
         layout = rng.choice(LAYOUTS)
+        if i > 0 and rng.random() < 0.3:
+            char = rng.choice(NARROW.get(char, char))
         if special:
             return operand(char, shape, i, layout)
         return layout(make(char, math.prod(shape), i), shape)
@@ -190,10 +206,11 @@ def test_nans_everywhere():
         compare.same("mixed", lambda: (a * b + b) * (a - b) + a)
 
 
+N = 10_000
+
+
 class TestLoops:
     """What runs together, as `explain` tells."""
-
-    n = 10_000
 
     @pytest.mark.parametrize(
         ("function", "expected"),
@@ -202,15 +219,18 @@ class TestLoops:
             (lambda a, b: a + b, (1, 1)),
             (lambda a, b: np.exp(a * b + a) - b, (3, 4)),
             (lambda a, b: a[::2] * b[::-2] - a[::2], (1, 2)),
-            (lambda a, b: a[:5000] * b[0] + b[:5000].astype("f4"), (2, 3)),
+            (lambda a, b: a * b[0] + b.astype("f4"), (1, 3)),
+            (lambda a, b: a * np.arange(N) + b, (1, 3)),
+            (lambda a, b: a * b > b, (1, 2)),
+            (lambda a, b: (a * b > b) & (a < b), (3, 4)),
         ],
     )
     def test_count(self, function, expected):
-        a, b = usual("d", self.n, 1), usual("d", self.n, 2)
+        a, b = usual("d", N, 1), usual("d", N, 2)
         assert count_loops(lambda: function(a, b)) == expected
 
     def test_shared_part_is_one_loop_of_its_own(self):
-        a = usual("d", self.n, 1)
+        a = usual("d", N, 1)
 
         def function():
             t = a * a + 1
@@ -219,7 +239,7 @@ class TestLoops:
         assert count_loops(function) == (2, 5)
 
     def test_rows_are_not_buffered(self):
-        a, b = usual("d", self.n, 1).reshape(100, 100), usual("d", 100, 2)[:, None]
+        a, b = usual("d", N, 1).reshape(100, 100), usual("d", 100, 2)[:, None]
         assert count_loops(lambda: a[:, 1:] * b + a[:, :-1])[0] == 1
 
     def test_wide_trees_take_no_more_banks_than_there_are(self):

@@ -527,8 +527,7 @@ typedef struct {
     npy_deferred_slot *slots;
     npy_deferred_unit *units;
     npy_deferred_tile_instruction *tile_code;
-    npy_uint16 *tile_args; /* values */
-    npy_uint8 *tile_access;
+    npy_deferred_tile_arg *tile_args;
 } npy_deferred_plan;
 
 /*

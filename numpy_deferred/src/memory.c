@@ -197,6 +197,14 @@ release_guard(slot *s)
 
 /* ---- blocks ---- */
 
+/* What a large block has: whole huge pages, unless that is much more. */
+static size_t
+extent_for(size_t nbytes)
+{
+    size_t huge = (nbytes + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+    return huge - nbytes <= nbytes / 4 ? huge : whole_pages(nbytes);
+}
+
 static slot *
 take_block(size_t nbytes)
 {
@@ -212,7 +220,7 @@ take_block(size_t nbytes)
         return npy_deferred_slot_empty(class);
     }
     s = npy_deferred_slot_ready(class);
-    if (s != NULL && npy_deferred_slot_open(s, whole_pages(nbytes)) < 0) {
+    if (s != NULL && npy_deferred_slot_open(s, extent_for(nbytes)) < 0) {
         npy_deferred_slot_push(&npy_deferred_slots.ready[class], s, READY);
         return NULL;
     }

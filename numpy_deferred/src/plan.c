@@ -387,7 +387,7 @@ allocate_plan(const npy_deferred_expression *expression)
             nsteps * (sizeof(npy_deferred_step) + sizeof(npy_deferred_slot) +
                       sizeof(npy_deferred_unit) +
                       4 * sizeof(npy_deferred_tile_instruction) +
-                      2 * (sizeof(npy_uint16) + sizeof(npy_uint8))));
+                      2 * sizeof(npy_deferred_tile_arg)));
     if (plan == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -398,8 +398,7 @@ allocate_plan(const npy_deferred_expression *expression)
     plan->slots = (npy_deferred_slot *)(plan->values + nvalues);
     plan->units = (npy_deferred_unit *)(plan->slots + nsteps);
     plan->tile_code = (npy_deferred_tile_instruction *)(plan->units + nsteps);
-    plan->tile_args = (npy_uint16 *)(plan->tile_code + 4 * nsteps);
-    plan->tile_access = (npy_uint8 *)(plan->tile_args + 2 * nsteps);
+    plan->tile_args = (npy_deferred_tile_arg *)(plan->tile_code + 4 * nsteps);
     plan->nallocated = (int)nsteps;
     return plan;
 }
@@ -453,8 +452,6 @@ npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *w
                4 * plan->nallocated * sizeof(*plan->tile_code));
         memcpy(copy->tile_args, plan->tile_args,
                2 * plan->nallocated * sizeof(*plan->tile_args));
-        memcpy(copy->tile_access, plan->tile_access,
-               2 * plan->nallocated * sizeof(*plan->tile_access));
     }
     return copy;
 }

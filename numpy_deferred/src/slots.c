@@ -53,10 +53,8 @@
 #define ARENA_BYTES ((size_t)1 << 22)
 #define LARGE_SLOTS 8
 /* Arenas start and end at multiples of this, the size of a huge page. */
-#define UNIT_SHIFT 21
+#define UNIT_SHIFT 21 /* of HUGE_PAGE */
 #define UNIT ((size_t)1 << UNIT_SHIFT)
-/* NumPy asks for huge pages from here on (alloc.c). */
-#define HUGE_BYTES ((size_t)1 << 22)
 /* The first reservation, and the step by which they stop growing. */
 #define FIRST_RESERVATION ((size_t)1 << 30)
 #define LAST_RESERVATION ((size_t)1 << 40)
@@ -181,7 +179,7 @@ open_range(char *start, size_t nbytes)
         return -1;
     }
 #    ifdef MADV_HUGEPAGE
-    if (nbytes >= HUGE_BYTES && npy_thread_unsafe_state.madvise_hugepage) {
+    if (nbytes >= HUGE_PAGE && npy_thread_unsafe_state.madvise_hugepage) {
         madvise(start, nbytes, MADV_HUGEPAGE);
     }
 #    endif

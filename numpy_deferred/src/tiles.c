@@ -26,8 +26,8 @@
 #    include "tiles.dispatch.h"
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f32)
-NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_u64)
-NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_u32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_i64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_i32)
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type)
@@ -40,11 +40,11 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
         case NPY_DEFERRED_TILE_FLOAT:
             NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_f32);
             break;
-        case NPY_DEFERRED_TILE_UINT64:
-            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_u64);
+        case NPY_DEFERRED_TILE_INT64:
+            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_i64);
             break;
-        case NPY_DEFERRED_TILE_UINT32:
-            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_u32);
+        case NPY_DEFERRED_TILE_INT32:
+            NPY_CPU_DISPATCH_CALL(machine = npy_deferred_run_tiles_i32);
             break;
         case NPY_DEFERRED_TILE_NONE:
             break;
@@ -74,36 +74,50 @@ type_of(PyArray_Descr *descr)
     if (!PyTypeNum_ISINTEGER(descr->type_num)) {
         return NPY_DEFERRED_TILE_NONE;
     }
-    return descr->elsize == 8   ? NPY_DEFERRED_TILE_UINT64
-           : descr->elsize == 4 ? NPY_DEFERRED_TILE_UINT32
+    return descr->elsize == 8   ? NPY_DEFERRED_TILE_INT64
+           : descr->elsize == 4 ? NPY_DEFERRED_TILE_INT32
                                 : NPY_DEFERRED_TILE_NONE;
 }
 
+/* What an operation takes. */
+typedef enum {
+    FLOATS = 1,
+    SIGNED = 2,
+    UNSIGNED = 4,
+} operation_traits;
+#define INTEGERS (SIGNED | UNSIGNED)
+
 /* Which operation a ufunc is, or -1. */
 static int
-operation_of(const PyUFuncObject *ufunc, int is_float)
+operation_of(const PyUFuncObject *ufunc, int *traits)
 {
     const struct {
         PyObject *ufunc;
-        int operation, floats, integers;
+        int operation, traits;
     } known[] = {
-            {n_ops.add, NPY_DEFERRED_TILE_ADD, 1, 1},
-            {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT, 1, 1},
-            {n_ops.multiply, NPY_DEFERRED_TILE_MULTIPLY, 1, 1},
-            {n_ops.true_divide, NPY_DEFERRED_TILE_DIVIDE, 1, 0},
-            {n_ops.square, NPY_DEFERRED_TILE_SQUARE, 1, 1},
-            {n_ops.sqrt, NPY_DEFERRED_TILE_SQRT, 1, 0},
-            {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE, 1, 1},
-            {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, 1, 0},
-            {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND, 0, 1},
-            {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR, 0, 1},
-            {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR, 0, 1},
-            {n_ops.invert, NPY_DEFERRED_TILE_INVERT, 0, 1},
+            {n_ops.add, NPY_DEFERRED_TILE_ADD, FLOATS | INTEGERS},
+            {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT, FLOATS | INTEGERS},
+            {n_ops.multiply, NPY_DEFERRED_TILE_MULTIPLY, FLOATS | INTEGERS},
+            {n_ops.true_divide, NPY_DEFERRED_TILE_DIVIDE, FLOATS},
+            {n_ops.square, NPY_DEFERRED_TILE_SQUARE, FLOATS | INTEGERS},
+            {n_ops.sqrt, NPY_DEFERRED_TILE_SQRT, FLOATS},
+            {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE, FLOATS | INTEGERS},
+            {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS},
+            {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND, INTEGERS},
+            {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR, INTEGERS},
+            {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR, INTEGERS},
+            {n_ops.invert, NPY_DEFERRED_TILE_INVERT, INTEGERS},
+            {n_ops.less, NPY_DEFERRED_TILE_LESS, FLOATS | SIGNED},
+            {n_ops.less_equal, NPY_DEFERRED_TILE_LESS_EQUAL, FLOATS | SIGNED},
+            {n_ops.greater, NPY_DEFERRED_TILE_GREATER, FLOATS | SIGNED},
+            {n_ops.greater_equal, NPY_DEFERRED_TILE_GREATER_EQUAL, FLOATS | SIGNED},
+            {n_ops.equal, NPY_DEFERRED_TILE_EQUAL, FLOATS | INTEGERS},
+            {n_ops.not_equal, NPY_DEFERRED_TILE_NOT_EQUAL, FLOATS | INTEGERS},
     };
     for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
         if (known[i].ufunc == (PyObject *)ufunc) {
-            return (is_float ? known[i].floats : known[i].integers) ? known[i].operation
-                                                                    : -1;
+            *traits = known[i].traits;
+            return known[i].operation;
         }
     }
     return -1;
@@ -112,21 +126,84 @@ operation_of(const PyUFuncObject *ufunc, int is_float)
 static int
 is_binary(int operation)
 {
-    return operation < NPY_DEFERRED_TILE_LOAD;
+    return operation < NPY_DEFERRED_TILE_NEGATIVE;
 }
 
 /* For operands in the other order. */
 static int
 reversed(int operation)
 {
-    return operation == NPY_DEFERRED_TILE_SUBTRACT ? NPY_DEFERRED_TILE_REVERSED_SUBTRACT
-           : operation == NPY_DEFERRED_TILE_DIVIDE ? NPY_DEFERRED_TILE_REVERSED_DIVIDE
-                                                   : operation;
+    switch (operation) {
+        case NPY_DEFERRED_TILE_SUBTRACT:
+            return NPY_DEFERRED_TILE_REVERSED_SUBTRACT;
+        case NPY_DEFERRED_TILE_DIVIDE:
+            return NPY_DEFERRED_TILE_REVERSED_DIVIDE;
+        case NPY_DEFERRED_TILE_LESS:
+            return NPY_DEFERRED_TILE_GREATER;
+        case NPY_DEFERRED_TILE_LESS_EQUAL:
+            return NPY_DEFERRED_TILE_GREATER_EQUAL;
+        case NPY_DEFERRED_TILE_GREATER:
+            return NPY_DEFERRED_TILE_LESS;
+        case NPY_DEFERRED_TILE_GREATER_EQUAL:
+            return NPY_DEFERRED_TILE_LESS_EQUAL;
+        default:
+            return operation;
+    }
 }
 
 /*
- * What a program reads for a value: where that is a copy of an operand which the
- * machine can read as it is, the operand.
+ * The instruction that converts what lies side by side to the type of a program,
+ * or -1.  All of these casts are safe.
+ */
+static int
+converting_load(npy_deferred_tile_type type, const PyArray_Descr *from)
+{
+    const int to_double = type == NPY_DEFERRED_TILE_DOUBLE;
+    const int to_long = to_double || type == NPY_DEFERRED_TILE_INT64;
+    if (from->type_num == NPY_FLOAT) {
+        return to_double ? NPY_DEFERRED_TILE_LOAD_FLOAT : -1;
+    }
+    if (!PyTypeNum_ISINTEGER(from->type_num) && from->type_num != NPY_BOOL) {
+        return -1;
+    }
+    int has_sign = PyTypeNum_ISSIGNED(from->type_num);
+    switch (from->elsize) {
+        case 1:
+            return has_sign ? NPY_DEFERRED_TILE_LOAD_INT8
+                            : NPY_DEFERRED_TILE_LOAD_UINT8;
+        case 2:
+            return has_sign ? NPY_DEFERRED_TILE_LOAD_INT16
+                            : NPY_DEFERRED_TILE_LOAD_UINT16;
+        case 4:
+            return !to_long   ? -1
+                   : has_sign ? NPY_DEFERRED_TILE_LOAD_INT32
+                              : NPY_DEFERRED_TILE_LOAD_UINT32;
+        case 8:
+            return to_double && has_sign ? NPY_DEFERRED_TILE_LOAD_INT64 : -1;
+        default:
+            return -1;
+    }
+}
+
+static int
+is_truth(const npy_deferred_value *value)
+{
+    return value->descr->type_num == NPY_BOOL;
+}
+
+/* Whether the machine reads one as it reads the other. */
+static int
+is_same_type(const npy_deferred_value *value, const npy_deferred_value *other)
+{
+    return value->descr->elsize == other->descr->elsize &&
+           PyTypeNum_ISFLOAT(value->descr->type_num) ==
+                   PyTypeNum_ISFLOAT(other->descr->type_num) &&
+           is_truth(value) == is_truth(other);
+}
+
+/*
+ * What a program reads for a value: where that is a copy, or a cast, of an operand
+ * that the machine can read as it is, the operand.
  */
 static int
 without_copy(const npy_deferred_plan *plan, int value)
@@ -136,9 +213,15 @@ without_copy(const npy_deferred_plan *plan, int value)
         return value;
     }
     const npy_deferred_value *source = &plan->values[copy->source];
-    return source->kind == NPY_DEFERRED_VALUE_OPERAND && source->aligned &&
-                           source->stride != NPY_MAX_INTP &&
-                           PyArray_EquivTypes(source->descr, copy->descr)
+    if (source->kind != NPY_DEFERRED_VALUE_OPERAND || !source->aligned ||
+        source->stride == NPY_MAX_INTP || !PyArray_ISNBO(source->descr->byteorder)) {
+        return value;
+    }
+    if (is_same_type(source, copy)) {
+        return copy->source;
+    }
+    return source->stride == source->descr->elsize &&
+                           converting_load(type_of(copy->descr), source->descr) >= 0
                    ? copy->source
                    : value;
 }
@@ -148,24 +231,30 @@ without_copy(const npy_deferred_plan *plan, int value)
 static void
 classify(npy_deferred_plan *plan, npy_deferred_step *step)
 {
+    int traits;
     step->tile_type = NPY_DEFERRED_TILE_NONE;
     step->joins = -1;
     step->banks = step->njoined = 1;
     if (step->is_cast || !NPY_DEFERRED_HAVE_TILES) {
         return;
     }
+    step->tile_operation = operation_of(step->node->ufunc, &traits);
+    if (step->tile_operation < 0) {
+        return;
+    }
     npy_deferred_tile_type type = type_of(step->node->descrs[0]);
-    step->tile_operation =
-            operation_of(step->node->ufunc, type == NPY_DEFERRED_TILE_DOUBLE ||
-                                                    type == NPY_DEFERRED_TILE_FLOAT);
-    if (type == NPY_DEFERRED_TILE_NONE || step->tile_operation < 0) {
+    int type_num = step->node->descrs[0]->type_num;
+    int needed = PyTypeNum_ISFLOAT(type_num)    ? FLOATS
+                 : PyTypeNum_ISSIGNED(type_num) ? SIGNED
+                                                : UNSIGNED;
+    if (!(traits & needed) || type == NPY_DEFERRED_TILE_NONE) {
         return;
     }
     for (int i = 0; i < step->nargs; i++) {
-        npy_deferred_value *value = &plan->values[step->args[i]];
+        const npy_deferred_value *value = &plan->values[step->args[i]];
         int is_result = i == step->nargs - 1;
-        if (type_of(value->descr) != type || !value->aligned ||
-            value->stride == NPY_MAX_INTP ||
+        if ((type_of(value->descr) != type && !(is_result && is_truth(value))) ||
+            !value->aligned || value->stride == NPY_MAX_INTP ||
             (is_result && value->stride != value->descr->elsize)) {
             return;
         }
@@ -195,13 +284,13 @@ argument(writing *w, int value, npy_deferred_tile_access access)
     npy_deferred_plan *plan = w->plan;
     npy_deferred_unit *unit = w->unit;
     for (int i = 0; i < unit->nargs; i++) {
-        if (plan->tile_args[unit->args + i] == value &&
-            plan->tile_access[unit->args + i] == access) {
+        if (plan->tile_args[unit->args + i].value == value &&
+            plan->tile_args[unit->args + i].access == access) {
             return i;
         }
     }
-    plan->tile_args[unit->args + unit->nargs] = value;
-    plan->tile_access[unit->args + unit->nargs] = access;
+    plan->tile_args[unit->args + unit->nargs] = (npy_deferred_tile_arg){
+            value, access, (npy_uint8)plan->values[value].descr->elsize};
     return unit->nargs++;
 }
 
@@ -215,16 +304,18 @@ put(writing *w, int operation, int bank, int arg)
 
 /* What comes before the rest of a program: a step, or else a value that is loaded. */
 typedef struct {
-    int step, value, bank;
+    int step, bank;
+    int value; /* as the step wants it */
 } pending_part;
 
 /* Whether something must be in a bank to be operated with. */
 static int
 needs_bank(const npy_deferred_plan *plan, int step, int i)
 {
+    const npy_deferred_value *as = &plan->values[plan->steps[step].args[i]];
     const npy_deferred_value *value =
             &plan->values[without_copy(plan, plan->steps[step].args[i])];
-    return joined(plan, step, i) >= 0 ||
+    return joined(plan, step, i) >= 0 || !is_same_type(value, as) ||
            (value->stride != 0 && value->stride != value->descr->elsize);
 }
 
@@ -239,8 +330,7 @@ banks_for(const npy_deferred_plan *plan, int step, int i)
 static pending_part
 part(const npy_deferred_plan *plan, int step, int i, int bank)
 {
-    int value = without_copy(plan, plan->steps[step].args[i]);
-    return (pending_part){joined(plan, step, i), value, bank};
+    return (pending_part){joined(plan, step, i), bank, plan->steps[step].args[i]};
 }
 
 /* How many banks two operands need; none for what is read from memory. */
@@ -263,7 +353,7 @@ join(npy_deferred_plan *plan, int index)
         npy_deferred_value *value = &plan->values[step->args[i]];
         npy_deferred_step *writer = &plan->steps[value->writer < 0 ? 0 : value->writer];
         if (value->writer < 0 || value->nreaders != 1 ||
-            writer->tile_type != step->tile_type ||
+            writer->tile_type != step->tile_type || is_truth(value) ||
             step->njoined + writer->njoined > NPY_DEFERRED_TILE_MAX_ARGS - 2) {
             continue;
         }
@@ -296,15 +386,18 @@ put_reading(writing *w, int operation, int step, int i, int bank)
 static void
 put_load(writing *w, pending_part at)
 {
-    const npy_deferred_value *value = &w->plan->values[at.value];
-    int scalar = value->stride == 0;
-    put(w,
-        scalar                                  ? NPY_DEFERRED_TILE_LOAD_SCALAR
-        : value->stride == value->descr->elsize ? NPY_DEFERRED_TILE_LOAD
-                                                : NPY_DEFERRED_TILE_LOAD_STRIDED,
-        at.bank,
-        argument(w, at.value,
-                 scalar ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
+    const npy_deferred_value *values = w->plan->values;
+    int from = without_copy(w->plan, at.value);
+    int same = is_same_type(&values[from], &values[at.value]);
+    npy_intp stride = values[from].stride;
+    int operation = !same         ? converting_load(w->unit->type, values[from].descr)
+                    : stride == 0 ? NPY_DEFERRED_TILE_LOAD_SCALAR
+                    : stride == values[from].descr->elsize
+                            ? NPY_DEFERRED_TILE_LOAD
+                            : NPY_DEFERRED_TILE_LOAD_STRIDED;
+    put(w, operation, at.bank,
+        argument(w, from,
+                 stride == 0 ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
 }
 
 /*
@@ -354,8 +447,11 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int *n
     unit->args = *nargs;
     unit->type = step->tile_type;
     put(&w, NPY_DEFERRED_TILE_END, 0, 0);
-    put(&w, NPY_DEFERRED_TILE_STORE, 0,
-        argument(&w, step->args[step->nargs - 1], NPY_DEFERRED_TILE_WRITTEN));
+    int result = step->args[step->nargs - 1];
+    put(&w,
+        is_truth(&plan->values[result]) ? NPY_DEFERRED_TILE_STORE_TRUTH
+                                        : NPY_DEFERRED_TILE_STORE,
+        0, argument(&w, result, NPY_DEFERRED_TILE_WRITTEN));
     pending[0] = (pending_part){root, 0, 0};
     while (npending > 0) {
         pending_part at = pending[--npending];

@@ -24,19 +24,20 @@
 #    define NPY_DEFERRED_HAVE_TILES 0
 #endif
 
-/* What programs work on; signed integers as if they were unsigned. */
+/* What programs work on. */
 typedef enum {
     NPY_DEFERRED_TILE_NONE = -1,
     NPY_DEFERRED_TILE_DOUBLE,
     NPY_DEFERRED_TILE_FLOAT,
-    NPY_DEFERRED_TILE_UINT64,
-    NPY_DEFERRED_TILE_UINT32,
+    NPY_DEFERRED_TILE_INT64, /* with or without a sign */
+    NPY_DEFERRED_TILE_INT32,
 } npy_deferred_tile_type;
 
 /*
  * Operations on a bank.  A binary one has its second operand in memory; in memory
  * for the whole tile, FROM_SCALAR; or in the next bank, FROM_BANK.  Of one that is
- * REVERSED that is the first operand.
+ * REVERSED that is the first operand.  Comparisons leave masks in a bank, which
+ * is then to be stored.
  */
 typedef enum {
     NPY_DEFERRED_TILE_ADD = 0,
@@ -48,16 +49,31 @@ typedef enum {
     NPY_DEFERRED_TILE_AND = 18,
     NPY_DEFERRED_TILE_OR = 21,
     NPY_DEFERRED_TILE_XOR = 24,
-    NPY_DEFERRED_TILE_LOAD = 27,
-    NPY_DEFERRED_TILE_LOAD_SCALAR,
-    NPY_DEFERRED_TILE_LOAD_STRIDED,
-    NPY_DEFERRED_TILE_STORE,
-    NPY_DEFERRED_TILE_NEGATIVE,
+    NPY_DEFERRED_TILE_LESS = 27, /* these of numbers with a sign */
+    NPY_DEFERRED_TILE_LESS_EQUAL = 30,
+    NPY_DEFERRED_TILE_GREATER = 33,
+    NPY_DEFERRED_TILE_GREATER_EQUAL = 36,
+    NPY_DEFERRED_TILE_EQUAL = 39,
+    NPY_DEFERRED_TILE_NOT_EQUAL = 42,
+    NPY_DEFERRED_TILE_NEGATIVE = 45,
     NPY_DEFERRED_TILE_ABSOLUTE,
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
     NPY_DEFERRED_TILE_INVERT,
-    NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
+    NPY_DEFERRED_TILE_LOAD,
+    NPY_DEFERRED_TILE_LOAD_SCALAR,
+    NPY_DEFERRED_TILE_LOAD_STRIDED,
+    NPY_DEFERRED_TILE_LOAD_FLOAT,
+    NPY_DEFERRED_TILE_LOAD_INT64,
+    NPY_DEFERRED_TILE_LOAD_INT32,
+    NPY_DEFERRED_TILE_LOAD_UINT32,
+    NPY_DEFERRED_TILE_LOAD_INT16,
+    NPY_DEFERRED_TILE_LOAD_UINT16,
+    NPY_DEFERRED_TILE_LOAD_INT8,
+    NPY_DEFERRED_TILE_LOAD_UINT8,
+    NPY_DEFERRED_TILE_STORE,
+    NPY_DEFERRED_TILE_STORE_TRUTH, /* of a comparison, as booleans */
+    NPY_DEFERRED_TILE_OPERATIONS,  /* how many there are */
 } npy_deferred_tile_operation;
 
 /* What the form of a binary operation adds to its number. */
@@ -73,20 +89,25 @@ typedef struct {
     npy_uint16 arg;  /* what is in memory, by its number */
 } npy_deferred_tile_instruction;
 
-/* What an argument is. */
 typedef enum {
     NPY_DEFERRED_TILE_READ,
     NPY_DEFERRED_TILE_READ_SCALAR,
     NPY_DEFERRED_TILE_WRITTEN,
 } npy_deferred_tile_access;
 
+/* What an instruction finds in memory. */
+typedef struct {
+    npy_uint16 value; /* of the plan */
+    npy_uint8 access;
+    npy_uint8 elsize;
+} npy_deferred_tile_arg;
+
 typedef struct {
     int nargs;
-    const npy_deferred_tile_instruction *code;
-    /* For each argument. */
-    const npy_uint8 *access;
-    const npy_intp *strides;
     int overlaps; /* whether what is written may be read too */
+    const npy_deferred_tile_instruction *code;
+    const npy_deferred_tile_arg *args;
+    const npy_intp *strides; /* bytes, for each argument */
 } npy_deferred_tile_program;
 
 #define NPY_DEFERRED_TILE_MAX_ARGS 33
