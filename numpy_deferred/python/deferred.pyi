@@ -1,9 +1,11 @@
 from typing import Any, Final, SupportsIndex
 
 from numpy._core._explain import Explanation
+from numpy._core._profile import Calculation, profile
 from numpy.typing import NDArray
 
 __all__ = [
+    "Calculation",
     "Explanation",
     "calculate",
     "calculate_all",
@@ -12,6 +14,7 @@ __all__ = [
     "get_memory_limit",
     "get_num_threads",
     "get_protect_limit",
+    "profile",
     "set_cache_limit",
     "set_memory_limit",
     "set_num_threads",

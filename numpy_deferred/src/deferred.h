@@ -759,9 +759,16 @@ npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
 
 /* ---- explain.c ---- */
 
-/* What is pending, as _explain.py takes it: new reference, None, or NULL. */
+/* What is pending, and the plan or None, as _explain.py takes it: new reference. */
 NPY_NO_EXPORT PyObject *
 npy_deferred_explain(PyArrayObject *array);
+/* What an expression is whose values go to `result`: new reference. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result);
+/* (steps, casts and copies, block or 0, threads, whether directly). */
+NPY_NO_EXPORT PyObject *
+npy_deferred_describe_plan(const npy_deferred_plan *plan,
+                           const npy_deferred_walk *walk);
 
 /* ---- capi.c ---- */
 

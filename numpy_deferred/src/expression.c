@@ -29,6 +29,7 @@
 #include "ctors.h"
 #include "deferred.h"
 #include "lowlevel_strided_loops.h"
+#include "profile.h"
 
 static int
 add_operand(npy_deferred_expression *expression, PyArrayObject *array, int limit)
@@ -138,7 +139,7 @@ npy_deferred_limit_expression(npy_deferred_node *node)
     if (array == NULL) {
         return 0;
     }
-    return npy_deferred_calculate(array) < 0 ? -1 : 1;
+    return npy_deferred_calculate_because(NPY_DEFERRED_WHY_BOUNDS, array) < 0 ? -1 : 1;
 }
 
 NPY_NO_EXPORT int
@@ -163,7 +164,7 @@ npy_deferred_limit_memory(npy_deferred_node *node, npy_intp nbytes)
     if (held <= bound || array == NULL) {
         return 0;
     }
-    return npy_deferred_calculate(array) < 0 ? -1 : 1;
+    return npy_deferred_calculate_because(NPY_DEFERRED_WHY_HELD, array) < 0 ? -1 : 1;
 }
 
 /* Evaluated before, and used by more than this expression. */
@@ -201,7 +202,8 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
         Py_INCREF(inner[i]);
     }
     for (int i = 0; i < ninner; i++) {
-        if (result == 0 && npy_deferred_calculate(inner[i]) < 0) {
+        if (result == 0 &&
+            npy_deferred_calculate_because(NPY_DEFERRED_WHY_PART, inner[i]) < 0) {
             result = -1;
         }
         Py_DECREF(inner[i]);
@@ -303,6 +305,7 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     }
     int result = npy_deferred_plan_new(&walk, target, &plan);
     if (result == 0) {
+        npy_deferred_profile_plan(plan, &walk);
         result = run_plan(plan, &walk, errors);
         npy_deferred_plan_free(plan);
     }
@@ -450,6 +453,7 @@ try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *ou
         PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
         return -1;
     }
+    npy_deferred_profile_expression(&expression, out);
     int result = check_operands(&expression);
     if (result == 0) {
         result = calculate_inner(root, out, &expression, *all);

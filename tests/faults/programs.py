@@ -438,6 +438,17 @@ def errors_ignored(w):
         return (w.a / w.z).tobytes()
 
 
+@program()
+def profile(w):
+    """What the profile cannot note for want of memory it leaves out."""
+    with np.deferred.profile() as p:
+        x = (w.a + w.b) * w.a
+        y = np.add(w.a, 1, out=np.empty_like(w.a))
+        x.tobytes()
+    assert all(isinstance(event, np.deferred.Calculation) for event in p.events)
+    return x, y
+
+
 @program(contextual=True)
 def errors_warn(w):
     with warnings.catch_warnings(record=True) as caught:
