@@ -13,6 +13,7 @@ is needed for that; it is for those who want to say when, or to see what.
 `calculate_all`        calculate all arrays that are still deferred
 `explain`              what is pending behind an array, and how it will run
 `profile`              what was calculated in a block, and why
+`progress`             show how far long calculations are
 `usage_count`          how many pending operations read an array
 `set_memory_limit`     bound the memory that pending operations keep alive
 `get_memory_limit`     the bound
@@ -30,6 +31,7 @@ is needed for that; it is for those who want to say when, or to see what.
 from numpy._core import _multiarray_umath as _core
 from numpy._core._explain import Explanation
 from numpy._core._profile import Calculation, profile
+from numpy._core._progress import progress
 
 __all__ = [
     "Calculation",
@@ -42,6 +44,7 @@ __all__ = [
     "get_num_threads",
     "get_protect_limit",
     "profile",
+    "progress",
     "set_cache_limit",
     "set_memory_limit",
     "set_num_threads",

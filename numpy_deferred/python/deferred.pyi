@@ -2,6 +2,7 @@ from typing import Any, Final, SupportsIndex
 
 from numpy._core._explain import Explanation
 from numpy._core._profile import Calculation, profile
+from numpy._core._progress import progress
 from numpy.typing import NDArray
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "get_num_threads",
     "get_protect_limit",
     "profile",
+    "progress",
     "set_cache_limit",
     "set_memory_limit",
     "set_num_threads",

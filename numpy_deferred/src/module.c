@@ -16,6 +16,7 @@
 
 #include "deferred.h"
 #include "profile.h"
+#include "progress.h"
 
 static PyObject *
 set_state(PyObject *NPY_UNUSED(module), PyObject *state)
@@ -142,6 +143,21 @@ stop_profile(PyObject *NPY_UNUSED(module), PyObject *events)
 {
     npy_deferred_profile_stop(events);
     Py_RETURN_NONE;
+}
+
+/* (file descriptor, nanoseconds): returns what it was. */
+static PyObject *
+set_progress(PyObject *NPY_UNUSED(module), PyObject *args)
+{
+    npy_deferred_progress_settings before = npy_deferred_show_progress;
+    int file;
+    long long delay;
+    if (!PyArg_ParseTuple(args, "iL", &file, &delay)) {
+        return NULL;
+    }
+    npy_deferred_show_progress.file = file;
+    npy_deferred_show_progress.delay = delay;
+    return Py_BuildValue("(iL)", before.file, (long long)before.delay);
 }
 
 static PyObject *
@@ -317,6 +333,7 @@ static PyMethodDef methods[] = {
         {"_deferred_explain", explain, METH_O, NULL},
         {"_deferred_start_profile", start_profile, METH_VARARGS, NULL},
         {"_deferred_stop_profile", stop_profile, METH_O, NULL},
+        {"_deferred_set_progress", set_progress, METH_VARARGS, NULL},
         {"_deferred_get_memory_limit", get_memory_limit, METH_NOARGS, NULL},
         {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
         {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},

@@ -449,6 +449,17 @@ def profile(w):
     return x, y
 
 
+@program()
+def progress(w):
+    class Log:
+        fileno = staticmethod(lambda: 2)
+
+    with np.deferred.progress(1e6, Log()):
+        x = (w.a + w.b) * w.a
+        x.tobytes()
+    return x
+
+
 @program(contextual=True)
 def errors_warn(w):
     with warnings.catch_warnings(record=True) as caught:

@@ -23,6 +23,7 @@ from numpy.deferred import (
     get_num_threads,
     get_protect_limit,
     profile,
+    progress,
     set_cache_limit,
     set_memory_limit,
     set_num_threads,
@@ -33,6 +34,11 @@ from numpy.deferred import (
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+
+
+class Log:
+    def fileno(self) -> int:
+        return 2
 
 
 def state() -> bool | None:
@@ -136,6 +142,8 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
         assert_type(each.ufunc + each.reason + each.where, str)
     assert_type(p.totals(), dict[str, Any])
     p.write_chrome_trace(os.devnull)
+    with np.deferred.progress() as shown, np.deferred.progress(1.5, file=Log()):
+        assert_type(shown, np.deferred.progress)
     limit = np.deferred.get_memory_limit()
     assert_type(limit, int)
     assert_type(np.deferred.set_memory_limit(np.int64(2**30)), int)
@@ -164,6 +172,7 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert numpy.deferred.get_num_threads is get_num_threads
     assert numpy.deferred.set_num_threads is set_num_threads
     assert numpy.deferred.profile is profile
+    assert numpy.deferred.progress is progress
     assert numpy.deferred.Calculation is Calculation
     assert numpy.deferred.stats is stats
     assert numpy.deferred.Explanation is Explanation

@@ -60,6 +60,8 @@ np.deferred.explain("x")  # error
 np.deferred.explain(a).plan.block  # error
 np.deferred.profile(1)  # error
 np.deferred.profile().events[0].seconds = 1  # error
+np.deferred.progress("2")  # error
+np.deferred.progress(file="log")  # error
 np.deferred.usage_count()  # error
 np.deferred.usage_count(1.0)  # error
 np.deferred.set_memory_limit(1e9)  # error
