@@ -24,6 +24,8 @@ is needed for that; it is for those who want to say when, or to see what.
 `get_protect_limit`    the size
 `set_num_threads`      how many threads calculate together
 `get_num_threads`      their number
+`register_threadpoolctl`
+                       have threadpoolctl know of these threads
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
@@ -45,6 +47,7 @@ __all__ = [
     "get_protect_limit",
     "profile",
     "progress",
+    "register_threadpoolctl",
     "set_cache_limit",
     "set_memory_limit",
     "set_num_threads",
@@ -429,6 +432,34 @@ def get_num_threads():
     True
     """
     return _core._deferred_get_num_threads()
+
+
+def register_threadpoolctl():
+    """
+    Have the package threadpoolctl list and limit the threads of calculations.
+
+    From here on `threadpoolctl.threadpool_info` has an entry with the ``user_api``
+    ``"numpy_deferred"``, and `threadpoolctl.threadpool_limits` sets the number of
+    threads as `set_num_threads` does, for the whole process, and puts it back.
+    Further calls do nothing.
+
+    Raises
+    ------
+    ImportError
+        If threadpoolctl is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import threadpoolctl
+    >>> np.deferred.register_threadpoolctl()
+    >>> with threadpoolctl.threadpool_limits(1, user_api="numpy_deferred"):
+    ...     np.deferred.get_num_threads()
+    1
+    """
+    from numpy._core import _threadpool  # which imports threadpoolctl
+
+    _threadpool.register()
 
 
 def stats():

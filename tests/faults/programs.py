@@ -450,6 +450,12 @@ def profile(w):
 
 
 @program()
+def threads_of_threadpoolctl(w):
+    np.deferred.register_threadpoolctl()
+    return (w.a + w.b,)
+
+
+@program()
 def progress(w):
     class Log:
         fileno = staticmethod(lambda: 2)

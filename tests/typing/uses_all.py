@@ -24,6 +24,7 @@ from numpy.deferred import (
     get_protect_limit,
     profile,
     progress,
+    register_threadpoolctl,
     set_cache_limit,
     set_memory_limit,
     set_num_threads,
@@ -173,6 +174,7 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert numpy.deferred.set_num_threads is set_num_threads
     assert numpy.deferred.profile is profile
     assert numpy.deferred.progress is progress
+    assert np.deferred.register_threadpoolctl is register_threadpoolctl
     assert numpy.deferred.Calculation is Calculation
     assert numpy.deferred.stats is stats
     assert numpy.deferred.Explanation is Explanation

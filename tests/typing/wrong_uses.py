@@ -73,6 +73,7 @@ np.deferred.set_protect_limit("all")  # error
 np.deferred.get_protect_limit(1)  # error
 np.deferred.set_num_threads(1.5)  # error
 np.deferred.get_num_threads(1)  # error
+np.deferred.register_threadpoolctl(1)  # error
 np.deferred.stats("pending")  # error
 np.deferred.stats().pending  # error
 np.deferred.calculate_some(a)  # error
