@@ -38,7 +38,7 @@ typedef struct {
     PyArrayObject **op;
     NPY_ORDER order;
     int errmask;
-    /* The input that gives the result its type and layout, or NULL. */
+    /* What eager NumPy writes to, which gives the result its type and layout. */
     PyArrayObject *elided;
     npy_deferred_at_once *at_once; /* why it is not captured, for profiles */
 } ufunc_call;
@@ -298,6 +298,9 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
         npy_deferred_guard_drop(guard);
         return limited < 0 ? -1 : AGAIN;
     }
+    for (int i = 0; call->elided != NULL && i < node->nin; i++) {
+        node->rewrites |= (call->op[i] == call->elided) << i;
+    }
     PyArrayObject *array = new_array(call, layout, guard);
     if (array == NULL || npy_deferred_node_attach(node, array) < 0) {
         Py_XDECREF(array);
@@ -389,16 +392,111 @@ fuse_into_new(const ufunc_call *call, const npy_deferred_layout *layout)
     return 1;
 }
 
-/* For a call with `out=` and nothing to fuse, where deferral may be on: 0 or -1. */
+/* Leave a call with `out=` and nothing to fuse to eager NumPy.  Returns 0 or -1. */
 static int
-note_out(const ufunc_call *call, PyArrayObject *wheremask)
+leave_out(const ufunc_call *call, PyArrayObject *wheremask)
 {
     int enabled = npy_deferred_profiling ? npy_deferred_enabled(call->errmask) : 0;
     if (enabled > 0) {
         because(call, wheremask != NULL ? NPY_DEFERRED_AT_ONCE_WHERE
                                         : NPY_DEFERRED_AT_ONCE_OUT);
     }
-    return enabled < 0 ? -1 : 0;
+    /* It may have been deferred when it was taken (npy_deferred_take_out). */
+    return enabled < 0 ? -1 : npy_deferred_before_write(call->op[call->ufunc->nin]);
+}
+
+/* Whether neither the call nor what it is given can raise.  May run Python code. */
+static int
+cannot_raise(const ufunc_call *call)
+{
+    int raises = 0;
+    if (call->errmask != 0) {
+        npy_deferred_origin here = {NULL};
+        npy_deferred_origin_set(&here);
+        raises = npy_deferred_mask_may_raise(call->errmask,
+                                             here.warnings[NPY_DEFERRED_FILTERS]);
+        npy_deferred_origin_clear(&here);
+    }
+    for (int i = 0; i <= call->ufunc->nin && !raises; i++) {
+        raises = npy_deferred_is(call->op[i]) &&
+                 !npy_deferred_can_fuse_out(npy_deferred_node_of(call->op[i]));
+    }
+    return !raises;
+}
+
+/*
+ * Whether `out=` is deferred, of the result's form, and read by the call or by pending
+ * nodes: else its errors would not be told.
+ */
+static int
+rewrites_operand(const ufunc_call *call, const npy_deferred_layout *layout)
+{
+    int nin = call->ufunc->nin;
+    PyArrayObject *out = call->op[nin];
+    int is_read = npy_deferred_find_usage(out) != NULL;
+    for (int i = 0; i < nin; i++) {
+        is_read |= call->op[i] == out;
+    }
+    return is_read && npy_deferred_is(out) &&
+           npy_deferred_node_of(out)->computed == NULL &&
+           PyArray_NDIM(out) == layout->ndim &&
+           PyArray_CompareLists(PyArray_DIMS(out), layout->dims, layout->ndim) &&
+           PyArray_EquivTypes(PyArray_DESCR(out), call->descrs[nin]);
+}
+
+/*
+ * Capture a call whose `out=` is deferred.  The result is captured as any other, into
+ * a new array; then the two exchange what they stand for, which cannot fail, and what
+ * reads the `out=` reads the new array, which stands for what the `out=` was.  Returns
+ * 1, -1, or AGAIN; 0 when the `out=` must be calculated first.
+ */
+static int
+capture_in_place(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
+{
+    int nin = call->ufunc->nin;
+    PyArrayObject *out = call->op[nin];
+    npy_deferred_layout layout;
+    int enabled = wheremask == NULL ? npy_deferred_enabled(call->errmask) : 0;
+    if (enabled <= 0) {
+        return enabled;
+    }
+    if (!cannot_raise(call) || !is_plannable(call, casting) ||
+        npy_deferred_result_layout(nin, call->op, call->descrs, call->order, &layout) <
+                0 ||
+        !rewrites_operand(call, &layout)) {
+        return 0;
+    }
+    memcpy(layout.strides, PyArray_STRIDES(out), layout.ndim * sizeof(npy_intp));
+    void *guard = result_guard(call, &layout);
+    if (guard == NULL) {
+        return 0;
+    }
+    ufunc_call alike = *call;
+    alike.elided = out;
+    int captured = capture(&alike, &layout, guard);
+    if (captured != 1) {
+        return captured;
+    }
+    PyArrayObject *result = call->op[nin];
+    call->op[nin] = out;
+    captured = npy_deferred_exchange(out, result) ? 1 : AGAIN;
+    Py_DECREF(result);
+    return captured;
+}
+
+/* Have the deferred `out=` captured, or calculated.  Returns 1, -1, or AGAIN. */
+static int
+settle_out(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
+{
+    int result = capture_in_place(call, casting, wheremask);
+    because(call, NPY_DEFERRED_AT_ONCE_NOT);
+    if (result == 0) {
+        result = PyArray_FailUnlessWriteable(call->op[call->ufunc->nin],
+                                             "output array") < 0
+                         ? -1
+                         : AGAIN;
+    }
+    return result;
 }
 
 /* Returns as npy_deferred_capture, or AGAIN. */
@@ -407,20 +505,23 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
 {
     PyUFuncObject *ufunc = call->ufunc;
     int any_deferred = 0, any_array = 0;
+    int has_out = ufunc->nout == 1 && call->op[ufunc->nin] != NULL;
+    if (has_out && npy_deferred_is(call->op[ufunc->nin])) {
+        return settle_out(call, casting, wheremask);
+    }
     for (int i = 0; i < ufunc->nin; i++) {
         any_deferred |= npy_deferred_is(call->op[i]);
         any_array |= PyArray_NDIM(call->op[i]) != 0;
     }
     if (!any_array) {
-        return 0;
+        return has_out ? leave_out(call, wheremask) : 0;
     }
-    int has_out = ufunc->nout == 1 && call->op[ufunc->nin] != NULL;
     int enabled = has_out ? 0 : npy_deferred_enabled(call->errmask);
     if (enabled < 0) {
         return -1;
     }
     if (!enabled && !any_deferred) {
-        return has_out ? note_out(call, wheremask) : 0;
+        return has_out ? leave_out(call, wheremask) : 0;
     }
     npy_deferred_layout layout;
     if (wheremask != NULL) {

@@ -381,6 +381,34 @@ cast_inputs(npy_deferred_node *node, PyArrayObject *op[], npy_deferred_errors *e
 }
 
 /*
+ * Where eager NumPy writes over an input: loops may do something else then than with
+ * memory of the result's own.  `*result` is where it goes, or NULL.
+ */
+static int
+rewrite_inputs(npy_deferred_node *node, PyArrayObject *op[], PyArrayObject **result)
+{
+    for (int i = 0; i < node->nin; i++) {
+        if (!(node->rewrites & 1 << i)) {
+            continue;
+        }
+        if (*result == NULL) {
+            PyArray_Descr *descr = PyArray_DESCR(op[i]);
+            Py_INCREF(descr);
+            *result = (PyArrayObject *)PyArray_NewFromDescr_int(
+                    &PyArray_Type, descr, PyArray_NDIM(op[i]), PyArray_DIMS(op[i]),
+                    PyArray_STRIDES(op[i]), NULL, 0, NULL, NULL,
+                    _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+        }
+        if (*result == NULL || PyArray_CopyInto(*result, op[i]) < 0) {
+            return -1;
+        }
+        Py_INCREF(*result);
+        Py_SETREF(op[i], *result);
+    }
+    return 0;
+}
+
+/*
  * Run a node whose operands are all regular as eager NumPy does.  Returns 0;
  * 1 when the node was calculated meanwhile, as loops of eager NumPy release
  * the GIL, and then its operands may have been written to; -1: exception.
@@ -405,7 +433,8 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out
         Py_INCREF(out);
         op[node->nin] = out;
     }
-    if (cast_inputs(node, op, errors) < 0) {
+    if (rewrite_inputs(node, op, &op[node->nin]) < 0 ||
+        cast_inputs(node, op, errors) < 0) {
         goto finish;
     }
     result = npy_deferred_call_eagerly(node, op, &status);

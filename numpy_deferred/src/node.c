@@ -192,6 +192,32 @@ npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array)
 }
 
 static void
+set_array(npy_deferred_node *node, PyArrayObject *array)
+{
+    node->array = array;
+    ((PyArrayObject_fields *)array)->mem_handler = (PyObject *)node;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_exchange(PyArrayObject *array, PyArrayObject *result)
+{
+    if (!npy_deferred_is(array) || !npy_deferred_is(result)) {
+        return 0;
+    }
+    npy_deferred_node *before = npy_deferred_node_of(array);
+    npy_deferred_node *after = npy_deferred_node_of(result);
+    if (before->computed != NULL || after->computed != NULL ||
+        npy_deferred_find_usage(array) == NULL ||
+        npy_deferred_find_usage(result) != NULL) {
+        return 0;
+    }
+    npy_deferred_move_readers(array, result);
+    set_array(before, result);
+    set_array(after, array);
+    return 1;
+}
+
+static void
 release_operands(npy_deferred_node *node)
 {
     for (int i = 0; i < node->nin; i++) {

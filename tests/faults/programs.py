@@ -37,6 +37,17 @@ def program(*, writes=(), contextual=False):
 
 
 @program()
+def capture_in_place(w):
+    x = w.a * w.b
+    x += w.a
+    y = x - 1
+    x *= y
+    z = w.m * w.row
+    np.add(z * z, z, out=z)
+    return x, y, z
+
+
+@program()
 def capture(w):
     return w.a + w.b, -w.c, w.a < w.d
 
