@@ -62,8 +62,17 @@ class Explanation:
     """
 
     def __init__(self, array):
-        operations, operands, plan = _core._deferred_explain(array) or ([], [], None)
-        self.shape, self.dtype, self._nbytes = array.shape, array.dtype, array.nbytes
+        self._fill(*_core._deferred_explain(array))
+
+    @classmethod
+    def _of(cls, described, plan):
+        """What the C core has described."""
+        explanation = cls.__new__(cls)
+        explanation._fill(described, plan)
+        return explanation
+
+    def _fill(self, described, plan):
+        operations, operands, self.dtype, self.shape, self._nbytes = described
         self.operations = [
             Operation(f"t{i}", ufunc, tuple(_name(*each) for each in inputs), *rest)
             for i, (ufunc, inputs, *rest) in enumerate(operations)

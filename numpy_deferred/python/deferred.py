@@ -12,6 +12,8 @@ is needed for that; it is for those who want to say when, or to see what.
 `calculate`            calculate given arrays now
 `calculate_all`        calculate all arrays that are still deferred
 `explain`              what is pending behind an array, and how it will run
+`profile`              what was calculated in a block, and why
+`progress`             show how far long calculations are
 `usage_count`          how many pending operations read an array
 `set_memory_limit`     bound the memory that pending operations keep alive
 `get_memory_limit`     the bound
@@ -22,14 +24,19 @@ is needed for that; it is for those who want to say when, or to see what.
 `get_protect_limit`    the size
 `set_num_threads`      how many threads calculate together
 `get_num_threads`      their number
+`register_threadpoolctl`
+                       have threadpoolctl know of these threads
 `stats`                counters, for tests and for the curious
 =====================  ====================================================
 """
 
 from numpy._core import _multiarray_umath as _core
 from numpy._core._explain import Explanation
+from numpy._core._profile import Calculation, profile
+from numpy._core._progress import progress
 
 __all__ = [
+    "Calculation",
     "Explanation",
     "calculate",
     "calculate_all",
@@ -38,6 +45,9 @@ __all__ = [
     "get_memory_limit",
     "get_num_threads",
     "get_protect_limit",
+    "profile",
+    "progress",
+    "register_threadpoolctl",
     "set_cache_limit",
     "set_memory_limit",
     "set_num_threads",
@@ -130,7 +140,7 @@ def explain(a):
       a1  operand            float64  (10000,)  strides (8,)
       t0  multiply(2.0, a1)  float64  (10000,)
       t1  subtract(t0, a0)   float64  (10000,)
-    2 steps in blocks of 512 elements, along memory, 1 thread
+    2 steps in 1 loop in blocks of 4,096 elements, along memory, 1 thread
     160,000 bytes read, 80,000 written, 80,000 of temporary arrays avoided
     """
     return Explanation(a)
@@ -422,6 +432,34 @@ def get_num_threads():
     True
     """
     return _core._deferred_get_num_threads()
+
+
+def register_threadpoolctl():
+    """
+    Have the package threadpoolctl list and limit the threads of calculations.
+
+    From here on `threadpoolctl.threadpool_info` has an entry with the ``user_api``
+    ``"numpy_deferred"``, and `threadpoolctl.threadpool_limits` sets the number of
+    threads as `set_num_threads` does, for the whole process, and puts it back.
+    Further calls do nothing.
+
+    Raises
+    ------
+    ImportError
+        If threadpoolctl is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import threadpoolctl
+    >>> np.deferred.register_threadpoolctl()
+    >>> with threadpoolctl.threadpool_limits(1, user_api="numpy_deferred"):
+    ...     np.deferred.get_num_threads()
+    1
+    """
+    from numpy._core import _threadpool  # which imports threadpoolctl
+
+    _threadpool.register()
 
 
 def stats():

@@ -1,9 +1,12 @@
 from typing import Any, Final, SupportsIndex
 
 from numpy._core._explain import Explanation
+from numpy._core._profile import Calculation, profile
+from numpy._core._progress import progress
 from numpy.typing import NDArray
 
 __all__ = [
+    "Calculation",
     "Explanation",
     "calculate",
     "calculate_all",
@@ -12,6 +15,9 @@ __all__ = [
     "get_memory_limit",
     "get_num_threads",
     "get_protect_limit",
+    "profile",
+    "progress",
+    "register_threadpoolctl",
     "set_cache_limit",
     "set_memory_limit",
     "set_num_threads",
@@ -34,4 +40,5 @@ def set_protect_limit(nbytes: SupportsIndex) -> int: ...
 def get_protect_limit() -> int: ...
 def set_num_threads(n: SupportsIndex) -> int: ...
 def get_num_threads() -> int: ...
+def register_threadpoolctl() -> None: ...
 def stats() -> dict[str, int]: ...

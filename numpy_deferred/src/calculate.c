@@ -24,10 +24,11 @@
 #include "ctors.h"
 #include "deferred.h"
 #include "mem_overlap.h"
+#include "profile.h"
 
 /* Fills `memory`, then reports; see above for `computed`. */
 static int
-fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
+fill_then_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
 {
     npy_deferred_errors errors;
     errors.n = 0;
@@ -51,6 +52,16 @@ fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
         *memory = NULL; /* a handler or another thread has committed it */
     }
     node->computed = NULL;
+    return result;
+}
+
+static int
+fill_and_report(PyArrayObject *arr, npy_deferred_node *node, void **memory)
+{
+    npy_deferred_profiled profiled;
+    npy_deferred_profile_begin(&profiled, NPY_DEFERRED_FRESH);
+    int result = fill_then_report(arr, node, memory);
+    npy_deferred_profile_end(&profiled, result);
     return result;
 }
 
@@ -96,7 +107,9 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
                            npy_deferred_target target)
 {
     npy_deferred_errors errors;
+    npy_deferred_profiled profiled;
     errors.n = 0;
+    npy_deferred_profile_begin(&profiled, target);
     npy_deferred_node_incref(node);
     int result = npy_deferred_evaluate(node, out, target, &errors);
     npy_deferred_node_decref(node);
@@ -104,6 +117,7 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
         npy_deferred_stats.fused++;
         result = npy_deferred_report(&errors);
     }
+    npy_deferred_profile_end(&profiled, result);
     return result;
 }
 
@@ -147,7 +161,7 @@ npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *where
         return 0; /* the warning filters that were asked may have run code */
     }
     if (!assignable) {
-        return npy_deferred_calculate(src);
+        return npy_deferred_calculate_because(NPY_DEFERRED_WHY_ASSIGN, src);
     }
     int result = npy_deferred_evaluate_into(npy_deferred_node_of(src), dst,
                                             NPY_DEFERRED_ASSIGN);
@@ -165,6 +179,7 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
         return -1;
     }
     npy_deferred_node_incref(node);
+    npy_deferred_because = NPY_DEFERRED_WHY_ASSIGN;
     int result = fill_and_report(src, node, &memory);
     node->failed = has_raised(result);
     npy_deferred_node_decref(node);

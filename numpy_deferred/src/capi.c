@@ -20,6 +20,7 @@
 #include "numpy/arrayobject.h"
 
 #include "deferred.h"
+#include "profile.h"
 
 #include <limits.h>
 
@@ -43,7 +44,7 @@ PyArray_CalculateDeferred(PyArrayObject *arr)
     if (_npy_deferred_check_array(arr) < 0) {
         return NPY_FAIL;
     }
-    return success(npy_deferred_calculate(arr));
+    return success(npy_deferred_calculate_because(NPY_DEFERRED_WHY_API, arr));
 }
 
 static int

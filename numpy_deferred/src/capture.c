@@ -25,6 +25,7 @@
 #include "legacy_array_method.h"
 #include "mem_overlap.h"
 #include "number.h"
+#include "profile.h"
 #include "templ_common.h"
 #include "ufunc_object.h"
 
@@ -37,9 +38,18 @@ typedef struct {
     PyArrayObject **op;
     NPY_ORDER order;
     int errmask;
-    /* The input that gives the result its type and layout, or NULL. */
+    /* What eager NumPy writes to, which gives the result its type and layout. */
     PyArrayObject *elided;
+    npy_deferred_at_once *at_once; /* why it is not captured, for profiles */
 } ufunc_call;
+
+/* Returns 0. */
+static int
+because(const ufunc_call *call, npy_deferred_at_once reason)
+{
+    *call->at_once = reason;
+    return 0;
+}
 
 /* What became of a call, beside 1, 0 and -1: look at it afresh. */
 #define AGAIN 2
@@ -83,7 +93,7 @@ static int
 decline(const ufunc_call *call)
 {
     for (int i = 0; i < call->ufunc->nin; i++) {
-        if (npy_deferred_calculate(call->op[i]) < 0) {
+        if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_AT_ONCE, call->op[i]) < 0) {
             return -1;
         }
     }
@@ -144,7 +154,11 @@ is_plannable(const ufunc_call *call, NPY_CASTING casting)
 {
     PyUFuncObject *ufunc = call->ufunc;
     if (ufunc->nout != 1 || ufunc->nin > NPY_DEFERRED_MAX_NIN || ufunc->nin < 1 ||
-        ufunc->iter_flags != 0 || (call->method->flags & NPY_METH_REQUIRES_PYAPI)) {
+        ufunc->iter_flags != 0) {
+        return because(call, NPY_DEFERRED_AT_ONCE_UFUNC);
+    }
+    because(call, NPY_DEFERRED_AT_ONCE_TYPES);
+    if (call->method->flags & NPY_METH_REQUIRES_PYAPI) {
         return 0;
     }
     for (int i = 0; i <= ufunc->nin; i++) {
@@ -154,7 +168,10 @@ is_plannable(const ufunc_call *call, NPY_CASTING casting)
     }
     for (int i = 0; i < ufunc->nin; i++) {
         PyArray_Descr *given = PyArray_DESCR(call->op[i]);
-        if (!PyArray_CheckExact(call->op[i]) || !PyTypeNum_ISNUMBER(given->type_num) ||
+        if (!PyArray_CheckExact(call->op[i])) {
+            return because(call, NPY_DEFERRED_AT_ONCE_SUBCLASS);
+        }
+        if (!PyTypeNum_ISNUMBER(given->type_num) ||
             npy_deferred_drops_imaginary(given, call->descrs[i])) {
             return 0;
         }
@@ -164,13 +181,15 @@ is_plannable(const ufunc_call *call, NPY_CASTING casting)
 
 /* Whether nobody can change the input before it is read. */
 static int
-can_wait(PyArrayObject *array)
+can_wait(const ufunc_call *call, PyArrayObject *array)
 {
     PyArrayObject *owner = npy_deferred_memory_owner(array);
     if (owner == NULL || PyArray_CHKFLAGS(owner, NPY_ARRAY_DEFERRED_EXPOSED)) {
         npy_deferred_stats.exposed++;
-        return 0;
+        return because(call, owner == NULL ? NPY_DEFERRED_AT_ONCE_FOREIGN
+                                           : NPY_DEFERRED_AT_ONCE_EXPOSED);
     }
+    because(call, NPY_DEFERRED_AT_ONCE_WRITEBACK);
     return !PyArray_CHKFLAGS(array, NPY_ARRAY_UPDATEIFCOPY_TARGET) &&
            !PyArray_CHKFLAGS(owner, NPY_ARRAY_UPDATEIFCOPY_TARGET);
 }
@@ -208,15 +227,27 @@ result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
     if (npy_mul_sizes_with_overflow(&nbytes, layout->size,
                                     call->descrs[call->ufunc->nin]->elsize) ||
         nbytes < npy_deferred_min_bytes) {
+        because(call, NPY_DEFERRED_AT_ONCE_SMALL);
         return NULL;
     }
     for (int i = 0; i < call->ufunc->nin; i++) {
-        if (PyArray_NDIM(call->op[i]) != 0 &&
-            (!can_wait(call->op[i]) || holds_too_much(call->op[i], nbytes))) {
+        if (PyArray_NDIM(call->op[i]) == 0) {
+            continue;
+        }
+        if (!can_wait(call, call->op[i])) {
+            return NULL;
+        }
+        if (holds_too_much(call->op[i], nbytes)) {
+            because(call, NPY_DEFERRED_AT_ONCE_VIEW);
             return NULL;
         }
     }
-    return handler_is_default() ? npy_deferred_guard_new(nbytes) : NULL;
+    if (!handler_is_default()) {
+        because(call, NPY_DEFERRED_AT_ONCE_HANDLER);
+        return NULL;
+    }
+    because(call, NPY_DEFERRED_AT_ONCE_ADDRESSES);
+    return npy_deferred_guard_new(nbytes);
 }
 
 static PyArrayObject *
@@ -267,6 +298,9 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
         npy_deferred_guard_drop(guard);
         return limited < 0 ? -1 : AGAIN;
     }
+    for (int i = 0; call->elided != NULL && i < node->nin; i++) {
+        node->rewrites |= (call->op[i] == call->elided) << i;
+    }
     PyArrayObject *array = new_array(call, layout, guard);
     if (array == NULL || npy_deferred_node_attach(node, array) < 0) {
         Py_XDECREF(array);
@@ -292,7 +326,10 @@ fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
     if (limited != 0) {
         return limited < 0 ? -1 : AGAIN;
     }
+    npy_deferred_because = target == NPY_DEFERRED_OUT ? NPY_DEFERRED_WHY_OUT
+                                                      : NPY_DEFERRED_WHY_AT_ONCE;
     int result = npy_deferred_evaluate_into(node, out, target);
+    npy_deferred_because = NPY_DEFERRED_WHY_READ;
     npy_deferred_node_decref(node);
     return result < 0 ? -1 : 1;
 }
@@ -355,32 +392,152 @@ fuse_into_new(const ufunc_call *call, const npy_deferred_layout *layout)
     return 1;
 }
 
+/* Leave a call with `out=` and nothing to fuse to eager NumPy.  Returns 0 or -1. */
+static int
+leave_out(const ufunc_call *call, PyArrayObject *wheremask)
+{
+    int enabled = npy_deferred_profiling ? npy_deferred_enabled(call->errmask) : 0;
+    if (enabled > 0) {
+        because(call, wheremask != NULL ? NPY_DEFERRED_AT_ONCE_WHERE
+                                        : NPY_DEFERRED_AT_ONCE_OUT);
+    }
+    /* It may have been deferred when it was taken (npy_deferred_take_out). */
+    return enabled < 0 ? -1 : npy_deferred_before_write(call->op[call->ufunc->nin]);
+}
+
+/* Whether neither the call nor what it is given can raise.  May run Python code. */
+static int
+cannot_raise(const ufunc_call *call)
+{
+    int raises = 0;
+    if (call->errmask != 0) {
+        npy_deferred_origin here = {NULL};
+        npy_deferred_origin_set(&here);
+        raises = npy_deferred_mask_may_raise(call->errmask,
+                                             here.warnings[NPY_DEFERRED_FILTERS]);
+        npy_deferred_origin_clear(&here);
+    }
+    for (int i = 0; i <= call->ufunc->nin && !raises; i++) {
+        raises = npy_deferred_is(call->op[i]) &&
+                 !npy_deferred_can_fuse_out(npy_deferred_node_of(call->op[i]));
+    }
+    return !raises;
+}
+
+/*
+ * Whether `out=` is deferred, of the result's form, and read by the call or by pending
+ * nodes: else its errors would not be told.
+ */
+static int
+rewrites_operand(const ufunc_call *call, const npy_deferred_layout *layout)
+{
+    int nin = call->ufunc->nin;
+    PyArrayObject *out = call->op[nin];
+    int is_read = npy_deferred_find_usage(out) != NULL;
+    for (int i = 0; i < nin; i++) {
+        is_read |= call->op[i] == out;
+    }
+    return is_read && npy_deferred_is(out) &&
+           npy_deferred_node_of(out)->computed == NULL &&
+           PyArray_NDIM(out) == layout->ndim &&
+           PyArray_CompareLists(PyArray_DIMS(out), layout->dims, layout->ndim) &&
+           PyArray_EquivTypes(PyArray_DESCR(out), call->descrs[nin]);
+}
+
+/*
+ * Capture a call whose `out=` is deferred.  The result is captured as any other, into
+ * a new array; then the two exchange what they stand for, which cannot fail, and what
+ * reads the `out=` reads the new array, which stands for what the `out=` was.  Returns
+ * 1, -1, or AGAIN; 0 when the `out=` must be calculated first.
+ */
+static int
+capture_in_place(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
+{
+    int nin = call->ufunc->nin;
+    PyArrayObject *out = call->op[nin];
+    npy_deferred_layout layout;
+    int enabled = wheremask == NULL ? npy_deferred_enabled(call->errmask) : 0;
+    if (enabled <= 0) {
+        return enabled;
+    }
+    if (!cannot_raise(call) || !is_plannable(call, casting) ||
+        npy_deferred_result_layout(nin, call->op, call->descrs, call->order, &layout) <
+                0 ||
+        !rewrites_operand(call, &layout)) {
+        return 0;
+    }
+    memcpy(layout.strides, PyArray_STRIDES(out), layout.ndim * sizeof(npy_intp));
+    void *guard = result_guard(call, &layout);
+    if (guard == NULL) {
+        return 0;
+    }
+    ufunc_call alike = *call;
+    alike.elided = out;
+    int captured = capture(&alike, &layout, guard);
+    if (captured != 1) {
+        return captured;
+    }
+    PyArrayObject *result = call->op[nin];
+    call->op[nin] = out;
+    captured = npy_deferred_exchange(out, result) ? 1 : AGAIN;
+    Py_DECREF(result);
+    return captured;
+}
+
+/* Have the deferred `out=` captured, or calculated.  Returns 1, -1, or AGAIN. */
+static int
+settle_out(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
+{
+    int result = capture_in_place(call, casting, wheremask);
+    because(call, NPY_DEFERRED_AT_ONCE_NOT);
+    if (result == 0) {
+        result = PyArray_FailUnlessWriteable(call->op[call->ufunc->nin],
+                                             "output array") < 0
+                         ? -1
+                         : AGAIN;
+    }
+    return result;
+}
+
 /* Returns as npy_deferred_capture, or AGAIN. */
 static int
 decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
 {
     PyUFuncObject *ufunc = call->ufunc;
     int any_deferred = 0, any_array = 0;
+    int has_out = ufunc->nout == 1 && call->op[ufunc->nin] != NULL;
+    if (has_out && npy_deferred_is(call->op[ufunc->nin])) {
+        return settle_out(call, casting, wheremask);
+    }
     for (int i = 0; i < ufunc->nin; i++) {
         any_deferred |= npy_deferred_is(call->op[i]);
         any_array |= PyArray_NDIM(call->op[i]) != 0;
     }
     if (!any_array) {
-        return 0;
+        return has_out ? leave_out(call, wheremask) : 0;
     }
-    int has_out = ufunc->nout == 1 && call->op[ufunc->nin] != NULL;
     int enabled = has_out ? 0 : npy_deferred_enabled(call->errmask);
     if (enabled < 0) {
         return -1;
     }
     if (!enabled && !any_deferred) {
-        return 0;
+        return has_out ? leave_out(call, wheremask) : 0;
     }
     npy_deferred_layout layout;
-    if (wheremask != NULL || !is_plannable(call, casting) ||
-        npy_deferred_result_layout(ufunc->nin, call->op, call->descrs, call->order,
-                                   &layout) < 0 ||
-        layout.size == 0) {
+    if (wheremask != NULL) {
+        because(call, NPY_DEFERRED_AT_ONCE_WHERE);
+        return decline(call);
+    }
+    if (!is_plannable(call, casting)) {
+        return decline(call);
+    }
+    because(call, NPY_DEFERRED_AT_ONCE_NOT);
+    if (npy_deferred_result_layout(ufunc->nin, call->op, call->descrs, call->order,
+                                   &layout) < 0) {
+        return decline(call);
+    }
+    if (layout.size == 0) {
+        because(call, NPY_DEFERRED_AT_ONCE_EMPTY);
         return decline(call);
     }
     if (call->elided != NULL) {
@@ -388,11 +545,14 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
                layout.ndim * sizeof(npy_intp));
     }
     if (has_out) {
+        because(call, NPY_DEFERRED_AT_ONCE_OUT);
         int result = fuse_into_out(call, &layout, casting);
         return result != 0 ? result : decline(call);
     }
+    because(call, NPY_DEFERRED_AT_ONCE_OFF);
     void *guard = enabled ? result_guard(call, &layout) : NULL;
     if (guard != NULL) {
+        because(call, NPY_DEFERRED_AT_ONCE_NOT);
         return capture(call, &layout, guard);
     }
     return any_deferred ? fuse_into_new(call, &layout) : 0;
@@ -429,11 +589,15 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         *errmask = 0;
         return 0;
     }
-    ufunc_call call = {ufunc, method, descrs, op, order, *errmask, NULL};
+    npy_deferred_at_once at_once = NPY_DEFERRED_AT_ONCE_NOT;
+    ufunc_call call = {ufunc, method, descrs, op, order, *errmask, NULL, &at_once};
     find_elided(&call);
     int result = AGAIN;
     while (result == AGAIN) {
         result = decide(&call, casting, wheremask);
+    }
+    if (result >= 0) {
+        npy_deferred_profile_at_once(at_once, ufunc);
     }
     return result;
 }

@@ -101,6 +101,7 @@ struct npy_deferred_node {
     npy_deferred_origin origin; /* only set when errmask is not 0, or reports are on */
     PyObject *scope; /* owned: the innermost then; NULL before it is pending */
     NPY_ORDER order; /* the call's order= */
+    int rewrites;    /* bits of the inputs that eager NumPy writes the result over */
     int nin;
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands, operand_bytes;
@@ -244,6 +245,12 @@ npy_deferred_unuse(npy_deferred_operand *operand);
 NPY_NO_EXPORT void
 npy_deferred_protect_values(PyArrayObject *arr);
 /*
+ * What reads `from`, which something does, reads `to` instead, which nothing does.
+ * Both are deferred, and of the same layout.  Cannot fail.
+ */
+NPY_NO_EXPORT void
+npy_deferred_move_readers(PyArrayObject *from, PyArrayObject *to);
+/*
  * Call before an operand is read.  Returns 0; 1 when its memory was written to
  * unseen, and the operand is a copy of what was there now; -1: exception set.
  */
@@ -285,6 +292,13 @@ npy_deferred_begin_scope(void);
 /* Calculate what is pending of a scope, as npy_deferred_calculate_all does. */
 NPY_NO_EXPORT int
 npy_deferred_calculate_scope(PyObject *scope);
+/*
+ * Of two deferred arrays of the same layout: `array` stands for what `result` did from
+ * here on, and the other way round, for those that read `array`, too.  Returns 1, or
+ * 0 when they are not deferred any more, or nothing reads `array`.
+ */
+NPY_NO_EXPORT int
+npy_deferred_exchange(PyArrayObject *array, PyArrayObject *result);
 /* Steals `values`: `array` is regular from here on. */
 NPY_NO_EXPORT void
 npy_deferred_commit(PyArrayObject *array, void *values);
@@ -818,9 +832,16 @@ npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
 
 /* ---- explain.c ---- */
 
-/* What is pending, as _explain.py takes it: new reference, None, or NULL. */
+/* What is pending, and the plan or None, as _explain.py takes it: new reference. */
 NPY_NO_EXPORT PyObject *
 npy_deferred_explain(PyArrayObject *array);
+/* What an expression is whose values go to `result`: new reference. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result);
+/* (steps, casts and copies, block or 0, threads, whether directly). */
+NPY_NO_EXPORT PyObject *
+npy_deferred_describe_plan(const npy_deferred_plan *plan,
+                           const npy_deferred_walk *walk);
 
 /* ---- capi.c ---- */
 

@@ -192,6 +192,23 @@ npy_deferred_may_capture(int errmask)
 }
 
 /*
+ * Take a deferred array as the `out=` of an elementwise call of one result, whose
+ * capture gives it the values it must have, if any.  Returns whether it is one, and
+ * `*store` is a new reference then; any other must be writeable.
+ */
+static inline int
+npy_deferred_take_out(const PyUFuncObject *ufunc, PyObject *obj, PyArrayObject **store)
+{
+    if (ufunc->nout != 1 || ufunc->core_enabled || !PyArray_Check(obj) ||
+        !npy_deferred_is((PyArrayObject *)obj)) {
+        return 0;
+    }
+    Py_INCREF(obj);
+    *store = (PyArrayObject *)obj;
+    return 1;
+}
+
+/*
  * Eager NumPy would let the ufunc call that follows write into `temporary`, the
  * left-hand side then, which gives the result its layout.  Returns whether
  * deferral sees to that, so that nothing need be written.

@@ -36,6 +36,7 @@
 #include "common.h"
 #include "deferred.h"
 #include "lowlevel_strided_loops.h"
+#include "progress.h"
 
 #include <stdint.h>
 
@@ -63,6 +64,7 @@ typedef struct {
     int nrepeated;    /* blocks that units could not do */
     char *scratch;    /* owned */
     char *saved;      /* in it: what a block of the result was before */
+    npy_deferred_progress *progress; /* NULL: not shown */
 } run_state;
 
 /* A calculation in which so many blocks had to be run again goes on by steps. */
@@ -296,8 +298,15 @@ nans_meet(const npy_deferred_step *step, char *const data[], npy_intp n)
 static int
 is_interrupted(run_state *state)
 {
+    npy_deferred_progress *progress = state->progress;
+    if (progress != NULL) {
+        if (!progress->divided) {
+            progress->done += (LOOK_EVERY - state->look_in) / state->plan->nsteps;
+        }
+        npy_deferred_progress_look(progress);
+    }
     state->look_in = LOOK_EVERY;
-    if (!PyOS_InterruptOccurred()) {
+    if (!state->walk->fresh || !PyOS_InterruptOccurred()) {
         return 0;
     }
     PyErr_SetInterrupt();
@@ -565,8 +574,9 @@ run_parts(void *argument, int thread)
             break;
         }
         npy_intp start = i * d->part;
-        int result = run_range(state, start,
-                               i == d->nparts - 1 ? d->count - start : d->part);
+        npy_intp count = i == d->nparts - 1 ? d->count - start : d->part;
+        int result = run_range(state, start, count);
+        npy_deferred_progress_add(state->progress, count);
         if (result != 0) {
             __atomic_store_n(&d->result, result, __ATOMIC_RELAXED);
         }
@@ -701,6 +711,9 @@ run_divided(const run_state *whole, int nthreads)
         bring_operands(whole->walk);
         division d = {.states = states};
         divide(&d, plan, PyArray_SIZE(whole->walk->out));
+        if (whole->progress != NULL) {
+            whole->progress->divided = 1;
+        }
         npy_deferred_share(run_parts, &d, (int)PyArray_MIN(nthreads, d.nparts));
         result = d.result;
     }
@@ -730,11 +743,14 @@ NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
     run_state state = {.plan = plan, .walk = walk};
+    npy_deferred_progress progress;
     state.iter = walk->rows ? NULL : walk->iter;
-    state.look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
+    state.progress = npy_deferred_progress_begin(&progress, PyArray_SIZE(walk->out));
+    state.look_in = walk->fresh || state.progress != NULL ? LOOK_EVERY : NPY_MAX_INTP;
     int nthreads = npy_deferred_threads_for(plan, walk);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
+    npy_deferred_progress_end(state.progress, result);
     /* Some loops set an exception and return success all the same. */
     if (result >= 0 && PyErr_Occurred()) {
         result = -1;

@@ -46,8 +46,16 @@ describe_input(const npy_deferred_expression *expression, npy_deferred_node *nod
     return Py_BuildValue("(si)", "operand", index);
 }
 
+/* The root of an expression has no array where its result goes into another. */
+static PyArrayObject *
+array_of(npy_deferred_node *node, PyArrayObject *result)
+{
+    return node->array != NULL ? node->array : result;
+}
+
 static PyObject *
-describe_operation(const npy_deferred_expression *expression, npy_deferred_node *node)
+describe_operation(const npy_deferred_expression *expression, npy_deferred_node *node,
+                   PyArrayObject *result)
 {
     PyObject *inputs = PyTuple_New(node->nin);
     for (int i = 0; inputs != NULL && i < node->nin; i++) {
@@ -67,7 +75,8 @@ describe_operation(const npy_deferred_expression *expression, npy_deferred_node 
         return NULL;
     }
     return Py_BuildValue("(sNONN)", ufunc_get_name_cstr(node->ufunc), inputs,
-                         node->descrs[node->nin], shape_of(node->array), where);
+                         node->descrs[node->nin], shape_of(array_of(node, result)),
+                         where);
 }
 
 static PyObject *
@@ -91,10 +100,24 @@ has_parts(const npy_deferred_expression *expression, PyArrayObject *array)
     return 0;
 }
 
-/* (steps, casts and copies, loops a block, block or 0, threads, whether directly), or
- * None. */
+NPY_NO_EXPORT PyObject *
+npy_deferred_describe_plan(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    int casts = 0;
+    npy_intp block = npy_deferred_block_length(plan, walk);
+    for (int i = 0; i < plan->nsteps; i++) {
+        casts += plan->steps[i].is_cast;
+    }
+    return Py_BuildValue("(iiiniO)", plan->nsteps, casts,
+                         npy_deferred_nloops(plan, walk),
+                         (Py_ssize_t)(block == NPY_MAX_INTP ? 0 : block),
+                         npy_deferred_threads_for(plan, walk),
+                         walk->iter == NULL ? Py_True : Py_False);
+}
+
+/* What the plan would be, or None. */
 static PyObject *
-describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
+describe_future(const npy_deferred_expression *expression, PyArrayObject *array)
 {
     npy_deferred_walk walk;
     npy_deferred_plan *plan = NULL;
@@ -110,16 +133,7 @@ describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
     if (opened > 0) {
         int result = npy_deferred_plan_new(&walk, NPY_DEFERRED_FRESH, &plan);
         if (result == 0) {
-            int casts = 0;
-            npy_intp block = npy_deferred_block_length(plan, &walk);
-            for (int i = 0; i < plan->nsteps; i++) {
-                casts += plan->steps[i].is_cast;
-            }
-            described = Py_BuildValue("(iiiniO)", plan->nsteps, casts,
-                                      npy_deferred_nloops(plan, &walk),
-                                      (Py_ssize_t)(block == NPY_MAX_INTP ? 0 : block),
-                                      npy_deferred_threads_for(plan, &walk),
-                                      walk.iter == NULL ? Py_True : Py_False);
+            described = npy_deferred_describe_plan(plan, &walk);
             npy_deferred_plan_free(plan);
         }
         else if (result > 0) {
@@ -137,38 +151,50 @@ describe_plan(const npy_deferred_expression *expression, PyArrayObject *array)
 }
 
 NPY_NO_EXPORT PyObject *
+npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result)
+{
+    PyObject *operations = PyList_New(expression->nnodes);
+    PyObject *operands = PyList_New(expression->noperands);
+    PyObject *item = operations == NULL ? NULL : operands;
+    for (int i = 0; item != NULL && i < expression->nnodes; i++) {
+        item = describe_operation(expression, expression->nodes[i], result);
+        PyList_SET_ITEM(operations, i, item);
+    }
+    for (int i = 0; item != NULL && i < expression->noperands; i++) {
+        item = describe_operand(expression->operands[i]);
+        PyList_SET_ITEM(operands, i, item);
+    }
+    if (item == NULL) {
+        Py_XDECREF(operations);
+        Py_XDECREF(operands);
+        return NULL;
+    }
+    return Py_BuildValue("(NNONn)", operations, operands, PyArray_DESCR(result),
+                         shape_of(result), (Py_ssize_t)PyArray_NBYTES(result));
+}
+
+NPY_NO_EXPORT PyObject *
 npy_deferred_explain(PyArrayObject *array)
 {
     npy_deferred_expression expression;
     if (!npy_deferred_is(array)) {
-        Py_RETURN_NONE;
+        return Py_BuildValue("((NNONn)O)", PyList_New(0), PyList_New(0),
+                             PyArray_DESCR(array), shape_of(array),
+                             (Py_ssize_t)PyArray_NBYTES(array), Py_None);
     }
     if (npy_deferred_collect(npy_deferred_node_of(array), &expression) < 0) {
         PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
         return NULL;
     }
-    PyObject *operations = PyList_New(expression.nnodes);
-    PyObject *operands = PyList_New(expression.noperands);
-    PyObject *plan = NULL, *item = operations;
-    for (int i = 0; item != NULL && operands != NULL && i < expression.nnodes; i++) {
-        item = describe_operation(&expression, expression.nodes[i]);
-        PyList_SET_ITEM(operations, i, item);
-    }
-    for (int i = 0; item != NULL && operands != NULL && i < expression.noperands; i++) {
-        item = describe_operand(expression.operands[i]);
-        PyList_SET_ITEM(operands, i, item);
-    }
-    if (item != NULL && operands != NULL) {
-        plan = describe_plan(&expression, array);
-    }
+    PyObject *described = npy_deferred_describe(&expression, array);
+    PyObject *plan = described == NULL ? NULL : describe_future(&expression, array);
     if (plan == NULL) {
-        Py_XDECREF(operations);
-        Py_XDECREF(operands);
+        Py_XDECREF(described);
         /* NumPy's iterators fail without an exception when memory is short. */
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }
         return NULL;
     }
-    return Py_BuildValue("(NNN)", operations, operands, plan);
+    return Py_BuildValue("(NN)", described, plan);
 }

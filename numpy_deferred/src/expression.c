@@ -29,6 +29,7 @@
 #include "ctors.h"
 #include "deferred.h"
 #include "lowlevel_strided_loops.h"
+#include "profile.h"
 
 static int
 add_operand(npy_deferred_expression *expression, PyArrayObject *array, int limit)
@@ -138,7 +139,7 @@ npy_deferred_limit_expression(npy_deferred_node *node)
     if (array == NULL) {
         return 0;
     }
-    return npy_deferred_calculate(array) < 0 ? -1 : 1;
+    return npy_deferred_calculate_because(NPY_DEFERRED_WHY_BOUNDS, array) < 0 ? -1 : 1;
 }
 
 NPY_NO_EXPORT int
@@ -163,7 +164,7 @@ npy_deferred_limit_memory(npy_deferred_node *node, npy_intp nbytes)
     if (held <= bound || array == NULL) {
         return 0;
     }
-    return npy_deferred_calculate(array) < 0 ? -1 : 1;
+    return npy_deferred_calculate_because(NPY_DEFERRED_WHY_HELD, array) < 0 ? -1 : 1;
 }
 
 /* Evaluated before, and used by more than this expression. */
@@ -201,7 +202,8 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
         Py_INCREF(inner[i]);
     }
     for (int i = 0; i < ninner; i++) {
-        if (result == 0 && npy_deferred_calculate(inner[i]) < 0) {
+        if (result == 0 &&
+            npy_deferred_calculate_because(NPY_DEFERRED_WHY_PART, inner[i]) < 0) {
             result = -1;
         }
         Py_DECREF(inner[i]);
@@ -303,6 +305,7 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     }
     int result = npy_deferred_plan_new(&walk, target, &plan);
     if (result == 0) {
+        npy_deferred_profile_plan(plan, &walk);
         result = run_plan(plan, &walk, errors);
         npy_deferred_plan_free(plan);
     }
@@ -378,6 +381,34 @@ cast_inputs(npy_deferred_node *node, PyArrayObject *op[], npy_deferred_errors *e
 }
 
 /*
+ * Where eager NumPy writes over an input: loops may do something else then than with
+ * memory of the result's own.  `*result` is where it goes, or NULL.
+ */
+static int
+rewrite_inputs(npy_deferred_node *node, PyArrayObject *op[], PyArrayObject **result)
+{
+    for (int i = 0; i < node->nin; i++) {
+        if (!(node->rewrites & 1 << i)) {
+            continue;
+        }
+        if (*result == NULL) {
+            PyArray_Descr *descr = PyArray_DESCR(op[i]);
+            Py_INCREF(descr);
+            *result = (PyArrayObject *)PyArray_NewFromDescr_int(
+                    &PyArray_Type, descr, PyArray_NDIM(op[i]), PyArray_DIMS(op[i]),
+                    PyArray_STRIDES(op[i]), NULL, 0, NULL, NULL,
+                    _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+        }
+        if (*result == NULL || PyArray_CopyInto(*result, op[i]) < 0) {
+            return -1;
+        }
+        Py_INCREF(*result);
+        Py_SETREF(op[i], *result);
+    }
+    return 0;
+}
+
+/*
  * Run a node whose operands are all regular as eager NumPy does.  Returns 0;
  * 1 when the node was calculated meanwhile, as loops of eager NumPy release
  * the GIL, and then its operands may have been written to; -1: exception.
@@ -402,7 +433,8 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out
         Py_INCREF(out);
         op[node->nin] = out;
     }
-    if (cast_inputs(node, op, errors) < 0) {
+    if (rewrite_inputs(node, op, &op[node->nin]) < 0 ||
+        cast_inputs(node, op, errors) < 0) {
         goto finish;
     }
     result = npy_deferred_call_eagerly(node, op, &status);
@@ -450,6 +482,7 @@ try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *ou
         PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
         return -1;
     }
+    npy_deferred_profile_expression(&expression, out);
     int result = check_operands(&expression);
     if (result == 0) {
         result = calculate_inner(root, out, &expression, *all);

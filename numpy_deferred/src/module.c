@@ -15,6 +15,8 @@
 #include "numpy/arrayobject.h"
 
 #include "deferred.h"
+#include "profile.h"
+#include "progress.h"
 
 static PyObject *
 set_state(PyObject *NPY_UNUSED(module), PyObject *state)
@@ -64,7 +66,8 @@ calculate(PyObject *NPY_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         }
     }
     for (Py_ssize_t i = 0; i < nargs; i++) {
-        if (npy_deferred_calculate((PyArrayObject *)args[i]) < 0) {
+        if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_CALL,
+                                           (PyArrayObject *)args[i]) < 0) {
             return NULL;
         }
     }
@@ -120,6 +123,41 @@ explain(PyObject *NPY_UNUSED(module), PyObject *arg)
         return NULL;
     }
     return npy_deferred_explain((PyArrayObject *)arg);
+}
+
+/* (list of calculations, dict of counts, how names of NumPy's files begin) */
+static PyObject *
+start_profile(PyObject *NPY_UNUSED(module), PyObject *args)
+{
+    PyObject *events, *counts, *own_files;
+    if (!PyArg_ParseTuple(args, "O!O!U", &PyList_Type, &events, &PyDict_Type, &counts,
+                          &own_files) ||
+        npy_deferred_profile_start(events, counts, own_files) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+stop_profile(PyObject *NPY_UNUSED(module), PyObject *events)
+{
+    npy_deferred_profile_stop(events);
+    Py_RETURN_NONE;
+}
+
+/* (file descriptor, nanoseconds): returns what it was. */
+static PyObject *
+set_progress(PyObject *NPY_UNUSED(module), PyObject *args)
+{
+    npy_deferred_progress_settings before = npy_deferred_show_progress;
+    int file;
+    long long delay;
+    if (!PyArg_ParseTuple(args, "iL", &file, &delay)) {
+        return NULL;
+    }
+    npy_deferred_show_progress.file = file;
+    npy_deferred_show_progress.delay = delay;
+    return Py_BuildValue("(iL)", before.file, (long long)before.delay);
 }
 
 static PyObject *
@@ -293,6 +331,9 @@ static PyMethodDef methods[] = {
          METH_FASTCALL, NULL},
         {"_deferred_usage_count", usage_count, METH_O, NULL},
         {"_deferred_explain", explain, METH_O, NULL},
+        {"_deferred_start_profile", start_profile, METH_VARARGS, NULL},
+        {"_deferred_stop_profile", stop_profile, METH_O, NULL},
+        {"_deferred_set_progress", set_progress, METH_VARARGS, NULL},
         {"_deferred_get_memory_limit", get_memory_limit, METH_NOARGS, NULL},
         {"_deferred_set_memory_limit", set_memory_limit, METH_O, NULL},
         {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},

@@ -23,6 +23,7 @@
 #include "alloc.h"
 #include "convert_datatype.h"
 #include "deferred.h"
+#include "profile.h"
 
 NPY_NO_EXPORT npy_intp npy_deferred_npending = 0;
 NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
@@ -99,7 +100,8 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         }
         node->thread = PyThread_get_thread_ident();
     }
-    if (errmask != 0 || npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
+    if (errmask != 0 || npy_deferred_profiling ||
+        npy_deferred_guard_mode >= NPY_DEFERRED_GUARD_REPORT) {
         npy_deferred_origin_set(&node->origin);
     }
     for (int i = 0; i < nin; i++) {
@@ -190,6 +192,32 @@ npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array)
 }
 
 static void
+set_array(npy_deferred_node *node, PyArrayObject *array)
+{
+    node->array = array;
+    ((PyArrayObject_fields *)array)->mem_handler = (PyObject *)node;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_exchange(PyArrayObject *array, PyArrayObject *result)
+{
+    if (!npy_deferred_is(array) || !npy_deferred_is(result)) {
+        return 0;
+    }
+    npy_deferred_node *before = npy_deferred_node_of(array);
+    npy_deferred_node *after = npy_deferred_node_of(result);
+    if (before->computed != NULL || after->computed != NULL ||
+        npy_deferred_find_usage(array) == NULL ||
+        npy_deferred_find_usage(result) != NULL) {
+        return 0;
+    }
+    npy_deferred_move_readers(array, result);
+    set_array(before, result);
+    set_array(after, array);
+    return 1;
+}
+
+static void
 release_operands(npy_deferred_node *node)
 {
     for (int i = 0; i < node->nin; i++) {
@@ -259,15 +287,18 @@ npy_deferred_dealloc(PyArrayObject *arr)
 
 /* Calculate the node's array if it still has one; keep the first error. */
 static void
-calculate_if_pending(npy_deferred_node *node, int (*calculate)(PyArrayObject *),
-                     PyObject *error[3])
+calculate_if_pending(npy_deferred_node *node, npy_deferred_why why,
+                     int (*calculate)(PyArrayObject *), PyObject *error[3])
 {
     PyArrayObject *array = node->array;
     if (array == NULL) {
         return;
     }
     Py_INCREF(array);
-    if (calculate(array) < 0) {
+    npy_deferred_because = why;
+    int result = calculate(array);
+    npy_deferred_because = NPY_DEFERRED_WHY_READ;
+    if (result < 0) {
         if (error[0] == NULL) {
             PyErr_Fetch(&error[0], &error[1], &error[2]);
         }
@@ -292,6 +323,7 @@ raise_first(PyObject *error[3])
 typedef struct {
     PyObject *scope;
     PyObject *errstate; /* what can raise is left out when written elsewhere */
+    npy_deferred_why why;
 } selection;
 
 static int
@@ -325,7 +357,7 @@ calculate_pending(const selection *wanted)
         }
         limit = node->serial - 1;
         npy_deferred_node_incref(node);
-        calculate_if_pending(node, npy_deferred_calculate, error);
+        calculate_if_pending(node, wanted->why, npy_deferred_calculate, error);
         npy_deferred_node_decref(node);
     }
 }
@@ -333,7 +365,7 @@ calculate_pending(const selection *wanted)
 NPY_NO_EXPORT int
 npy_deferred_calculate_all(void)
 {
-    return calculate_pending(&(selection){0});
+    return calculate_pending(&(selection){.why = NPY_DEFERRED_WHY_ALL});
 }
 
 /*
@@ -347,7 +379,8 @@ npy_deferred_before_errstate(void)
     if (errstate == NULL) {
         return -1;
     }
-    int result = calculate_pending(&(selection){.errstate = errstate});
+    int result = calculate_pending(
+            &(selection){.errstate = errstate, .why = NPY_DEFERRED_WHY_ERRSTATE});
     Py_DECREF(errstate);
     return result;
 }
@@ -361,7 +394,8 @@ npy_deferred_begin_scope(void)
 NPY_NO_EXPORT int
 npy_deferred_calculate_scope(PyObject *scope)
 {
-    return calculate_pending(&(selection){.scope = scope});
+    return calculate_pending(
+            &(selection){.scope = scope, .why = NPY_DEFERRED_WHY_SCOPE});
 }
 
 /* Bytes that calculating the node alone would let go. */
@@ -404,7 +438,7 @@ calculate_for_budget(npy_deferred_node *node, npy_deferred_node **newer)
     }
     Py_INCREF(array);
     npy_deferred_node_incref(node);
-    if (npy_deferred_calculate(array) < 0) {
+    if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_LIMIT, array) < 0) {
         node->budget_failed = 1;
         node->failed = 0;
         if (PyErr_ExceptionMatches(PyExc_Exception)) {
@@ -511,7 +545,8 @@ npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObje
     }
     qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
     for (npy_intp i = 0; i < dependents.n; i++) {
-        calculate_if_pending(dependents.nodes[i], calculate, error);
+        calculate_if_pending(dependents.nodes[i], NPY_DEFERRED_WHY_WRITE, calculate,
+                             error);
     }
     result = raise_first(error);
 
@@ -526,7 +561,7 @@ finish:
 NPY_NO_EXPORT int
 npy_deferred_flush_memory(PyArrayObject *arr)
 {
-    if (npy_deferred_calculate(arr) < 0) {
+    if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_CHANGE, arr) < 0) {
         return -1;
     }
     PyArrayObject *owner = npy_deferred_memory_owner(arr);
@@ -547,7 +582,7 @@ npy_deferred_flush_memory(PyArrayObject *arr)
 NPY_NO_EXPORT int
 npy_deferred_expose(PyArrayObject *arr, int writeable)
 {
-    if (npy_deferred_calculate(arr) < 0) {
+    if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_EXPOSE, arr) < 0) {
         return -1;
     }
     if (!writeable) {

@@ -199,6 +199,25 @@ depends_on_neighbours(const npy_deferred_plan *plan, const npy_deferred_step *st
            (ufunc == n_ops.add || ufunc == n_ops.multiply || ufunc == n_ops.square);
 }
 
+/*
+ * Whether an operation, which eager NumPy writes over an input, gives the same bits
+ * only so.  Of loops that are not vectorised the compiler makes two, and rounds
+ * intermediate results of complex numbers in one alone.  A single element has other
+ * strides.
+ */
+static int
+must_rewrite(const npy_deferred_plan *plan, const npy_deferred_step *step,
+             const npy_intp strides[])
+{
+    const npy_deferred_node *node = step->node;
+    int vectorised = strides[node->nin] == node->descrs[node->nin]->elsize;
+    for (int i = 0; i < node->nin; i++) {
+        vectorised &= strides[i] == 0 || strides[i] == node->descrs[i]->elsize;
+    }
+    return PyArray_SIZE(node->array) == 1 ||
+           (!vectorised && depends_on_neighbours(plan, step));
+}
+
 static int
 has_short_run(const npy_deferred_runs *runs)
 {
@@ -227,7 +246,8 @@ doubtful_length(const npy_deferred_node *node, const npy_deferred_walk *walk,
         (type != NPY_FLOAT && type != NPY_DOUBLE)) {
         return 0;
     }
-    if (runs->length == eager->length &&
+    /* What eager NumPy writes over an input it may do otherwise. */
+    if (!node->rewrites && runs->length == eager->length &&
         ((same_walk && runs->total == eager->total) ||
          (runs->total % runs->length == 0 && eager->total % runs->length == 0))) {
         return 0;
@@ -302,6 +322,9 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         memcpy(step->args, args, sizeof(args));
         step->doubtful = doubtful_length(node, walk, target, &runs);
         if (step->doubtful > 0 && target != NPY_DEFERRED_FRESH) {
+            return 1;
+        }
+        if (node->rewrites && must_rewrite(plan, step, strides)) {
             return 1;
         }
     }

@@ -48,6 +48,7 @@
 #include "npy_pycompat.h"
 
 #include "deferred.h"
+#include "profile.h"
 #include "ufunc_object.h"
 
 #include <stdio.h>
@@ -226,7 +227,10 @@ calculate_now(PyArrayObject *arr)
 static int
 calculate_or_die(PyArrayObject *arr)
 {
-    if (calculate_now(arr) < 0) {
+    npy_deferred_because = NPY_DEFERRED_WHY_TOUCH;
+    int result = calculate_now(arr);
+    npy_deferred_because = NPY_DEFERRED_WHY_READ;
+    if (result < 0) {
         PyErr_Print();
         die(arr, "no memory for its values");
     }
@@ -507,7 +511,10 @@ npy_deferred_data_for_extension(PyArrayObject *arr)
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (npy_deferred_is(arr) && calculate_now(arr) < 0) {
+    npy_deferred_because = NPY_DEFERRED_WHY_API;
+    int result = npy_deferred_is(arr) ? calculate_now(arr) : 0;
+    npy_deferred_because = NPY_DEFERRED_WHY_READ;
+    if (result < 0) {
         Py_XDECREF(type);
         Py_XDECREF(value);
         Py_XDECREF(traceback);
@@ -547,7 +554,7 @@ npy_deferred_data_needed(PyArrayObject *arr)
         report(arr, "PyArray_DATA, where NumPy has no hook,", "touches the data of");
     }
     npy_deferred_stats.late++;
-    if (npy_deferred_calculate(arr) < 0) {
+    if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_LATE, arr) < 0) {
         if (type == NULL) {
             PyErr_Fetch(&type, &value, &traceback);
         }

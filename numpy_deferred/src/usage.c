@@ -82,6 +82,16 @@ npy_deferred_find_usage(PyArrayObject *arr)
     return record;
 }
 
+static void
+put_into_bucket(npy_deferred_usage *record, PyArrayObject *arr)
+{
+    npy_uintp bucket = bucket_of(arr, table.nbuckets);
+    record->array = arr;
+    record->chain = table.buckets[bucket];
+    table.buckets[bucket] = record;
+    PyArray_ENABLEFLAGS(arr, NPY_ARRAY_DEFERRED_TRACKED);
+}
+
 static npy_deferred_usage *
 find_or_add_usage(PyArrayObject *arr)
 {
@@ -97,13 +107,20 @@ find_or_add_usage(PyArrayObject *arr)
         PyErr_NoMemory();
         return NULL;
     }
-    npy_uintp bucket = bucket_of(arr, table.nbuckets);
-    record->array = arr;
-    record->chain = table.buckets[bucket];
-    table.buckets[bucket] = record;
+    put_into_bucket(record, arr);
     table.nrecords++;
-    PyArray_ENABLEFLAGS(arr, NPY_ARRAY_DEFERRED_TRACKED);
     return record;
+}
+
+static void
+take_from_bucket(npy_deferred_usage *record)
+{
+    npy_deferred_usage **link =
+            &table.buckets[bucket_of(record->array, table.nbuckets)];
+    while (*link != record) {
+        link = &(*link)->chain;
+    }
+    *link = record->chain;
 }
 
 static void
@@ -112,12 +129,7 @@ remove_usage_if_unused(npy_deferred_usage *record)
     if (record->count != 0 || record->readers != NULL) {
         return;
     }
-    npy_deferred_usage **link =
-            &table.buckets[bucket_of(record->array, table.nbuckets)];
-    while (*link != record) {
-        link = &(*link)->chain;
-    }
-    *link = record->chain;
+    take_from_bucket(record);
     table.nrecords--;
     PyArray_CLEARFLAGS(record->array, NPY_ARRAY_DEFERRED_TRACKED);
     assert(record->protection == NULL);
@@ -245,6 +257,25 @@ npy_deferred_unuse(npy_deferred_operand *operand)
     remove_usage_if_unused(usage);
     if (memory != usage) {
         remove_usage_if_unused(memory);
+    }
+}
+
+NPY_NO_EXPORT void
+npy_deferred_move_readers(PyArrayObject *from, PyArrayObject *to)
+{
+    npy_deferred_usage *record = npy_deferred_find_usage(from);
+    /* The record goes along, so that nothing need be allocated. */
+    take_from_bucket(record);
+    unmark(from);
+    PyArray_CLEARFLAGS(from, NPY_ARRAY_DEFERRED_TRACKED);
+    put_into_bucket(record, to);
+    mark(to, record);
+    for (npy_deferred_operand *operand = record->readers; operand != NULL;
+         operand = operand->next) {
+        assert(operand->array == from); /* there are no views of what is deferred */
+        Py_INCREF(to);
+        operand->array = to;
+        Py_DECREF(from); /* the caller has one, too */
     }
 }
 

@@ -37,6 +37,17 @@ def program(*, writes=(), contextual=False):
 
 
 @program()
+def capture_in_place(w):
+    x = w.a * w.b
+    x += w.a
+    y = x - 1
+    x *= y
+    z = w.m * w.row
+    np.add(z * z, z, out=z)
+    return x, y, z
+
+
+@program()
 def capture(w):
     return w.a + w.b, -w.c, w.a < w.d
 
@@ -436,6 +447,34 @@ def error_state_changes(w):
 def errors_ignored(w):
     with np.errstate(all="ignore"):
         return (w.a / w.z).tobytes()
+
+
+@program()
+def profile(w):
+    """What the profile cannot note for want of memory it leaves out."""
+    with np.deferred.profile() as p:
+        x = (w.a + w.b) * w.a
+        y = np.add(w.a, 1, out=np.empty_like(w.a))
+        x.tobytes()
+    assert all(isinstance(event, np.deferred.Calculation) for event in p.events)
+    return x, y
+
+
+@program()
+def threads_of_threadpoolctl(w):
+    np.deferred.register_threadpoolctl()
+    return (w.a + w.b,)
+
+
+@program()
+def progress(w):
+    class Log:
+        fileno = staticmethod(lambda: 2)
+
+    with np.deferred.progress(1e6, Log()):
+        x = (w.a + w.b) * w.a
+        x.tobytes()
+    return x
 
 
 @program(contextual=True)

@@ -6,12 +6,14 @@ test_typing.py has mypy and pyright check this file, and runs it.
 
 import asyncio
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, assert_type
 
 import numpy as np
 import numpy.deferred
 from numpy.deferred import (
+    Calculation,
     Explanation,
     calculate,
     calculate_all,
@@ -20,6 +22,9 @@ from numpy.deferred import (
     get_memory_limit,
     get_num_threads,
     get_protect_limit,
+    profile,
+    progress,
+    register_threadpoolctl,
     set_cache_limit,
     set_memory_limit,
     set_num_threads,
@@ -30,6 +35,11 @@ from numpy.deferred import (
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+
+
+class Log:
+    def fileno(self) -> int:
+        return 2
 
 
 def state() -> bool | None:
@@ -116,6 +126,25 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert_type(explanation.plan.block, int | None)
     assert_type(explanation.bytes_read + explanation.bytes_avoided, int)
     assert_type(explanation.dot(), str)
+    with np.deferred.profile() as p:
+        assert_type(p, np.deferred.profile)
+        np.deferred.calculate(a + 1)
+    assert_type(p.events, list[np.deferred.Calculation])
+    for event in p.events:
+        assert_type(event.explanation, np.deferred.Explanation)
+        assert_type(event.expression + event.why + event.where + event.source, str)
+        assert_type(event.written + event.through, tuple[str, ...])
+        assert_type(event.start + event.seconds + event.own_seconds, float)
+        assert_type(event.bandwidth, float)
+        assert_type(event.bytes_read + event.bytes_written + event.thread, int)
+        assert_type(event.error, str | None)
+    for each in p.at_once:
+        assert_type(each.times, int)
+        assert_type(each.ufunc + each.reason + each.where, str)
+    assert_type(p.totals(), dict[str, Any])
+    p.write_chrome_trace(os.devnull)
+    with np.deferred.progress() as shown, np.deferred.progress(1.5, file=Log()):
+        assert_type(shown, np.deferred.progress)
     limit = np.deferred.get_memory_limit()
     assert_type(limit, int)
     assert_type(np.deferred.set_memory_limit(np.int64(2**30)), int)
@@ -143,6 +172,10 @@ def module(a: Vector, b: NDArray[np.complex64]) -> None:
     assert numpy.deferred.set_protect_limit is set_protect_limit
     assert numpy.deferred.get_num_threads is get_num_threads
     assert numpy.deferred.set_num_threads is set_num_threads
+    assert numpy.deferred.profile is profile
+    assert numpy.deferred.progress is progress
+    assert np.deferred.register_threadpoolctl is register_threadpoolctl
+    assert numpy.deferred.Calculation is Calculation
     assert numpy.deferred.stats is stats
     assert numpy.deferred.Explanation is Explanation
     assert numpy.deferred.explain is explain

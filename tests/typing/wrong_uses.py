@@ -58,6 +58,10 @@ np.deferred.calculate(a, None)  # error
 np.deferred.calculate_all(a)  # error
 np.deferred.explain("x")  # error
 np.deferred.explain(a).plan.block  # error
+np.deferred.profile(1)  # error
+np.deferred.profile().events[0].seconds = 1  # error
+np.deferred.progress("2")  # error
+np.deferred.progress(file="log")  # error
 np.deferred.usage_count()  # error
 np.deferred.usage_count(1.0)  # error
 np.deferred.set_memory_limit(1e9)  # error
@@ -69,6 +73,7 @@ np.deferred.set_protect_limit("all")  # error
 np.deferred.get_protect_limit(1)  # error
 np.deferred.set_num_threads(1.5)  # error
 np.deferred.get_num_threads(1)  # error
+np.deferred.register_threadpoolctl(1)  # error
 np.deferred.stats("pending")  # error
 np.deferred.stats().pending  # error
 np.deferred.calculate_some(a)  # error
