@@ -37,5 +37,13 @@ def raising():
 
 
 @pytest.fixture
+def num_threads():
+    """Sets how many threads share a calculation, for the test."""
+    previous = np.deferred.get_num_threads()
+    yield np.deferred.set_num_threads
+    np.deferred.set_num_threads(previous)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(2010)

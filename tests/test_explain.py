@@ -17,13 +17,6 @@ def deferred():
         yield
 
 
-@pytest.fixture
-def num_threads():
-    previous = np.deferred.get_num_threads()
-    yield np.deferred.set_num_threads
-    np.deferred.set_num_threads(previous)
-
-
 def memory(*shape, dtype=float):
     a = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
     np.deferred.calculate(a)

@@ -32,6 +32,7 @@ DO_WITHOUT = {
     "npy_deferred_origin_note": "the exception itself is what matters",
     "npy_deferred_mask_may_raise": "what may raise is not fused but calculated first",
     "npy_deferred_limit_total_memory": "an array stays pending, which keeps memory",
+    "npy_deferred_make_key": "a plan is not kept for the next time",
     "npy_deferred_profile": "it is not in the profile",
     "npy_deferred_protect": "a copy takes the place of protection, or the flag",
     "solve_may_have_internal_overlap": "what may overlap is calculated first",

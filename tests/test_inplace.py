@@ -30,13 +30,6 @@ def quiet():
         yield
 
 
-@pytest.fixture
-def num_threads():
-    previous = np.deferred.get_num_threads()
-    yield np.deferred.set_num_threads
-    np.deferred.set_num_threads(previous)
-
-
 def memory(*shape, start=0.5, dtype=float):
     with np.deferredstate(False):
         return (np.arange(np.prod(shape)) + start).reshape(shape).astype(dtype)

@@ -21,13 +21,6 @@ from helpers.sanitizers import under
 N = 200_003
 
 
-@pytest.fixture
-def num_threads():
-    previous = np.deferred.get_num_threads()
-    yield np.deferred.set_num_threads
-    np.deferred.set_num_threads(previous)
-
-
 def single(ufunc, operands):
     return ufunc(*operands)
 

@@ -24,13 +24,6 @@ def profiled():
         yield p
 
 
-@pytest.fixture
-def num_threads():
-    previous = np.deferred.get_num_threads()
-    yield np.deferred.set_num_threads
-    np.deferred.set_num_threads(previous)
-
-
 def memory(*shape, dtype=float):
     with np.deferredstate(False):
         return np.arange(np.prod(shape), dtype=dtype).reshape(shape) + dtype(1)

@@ -25,13 +25,6 @@ def log(tmp_path):
         yield file
 
 
-@pytest.fixture
-def num_threads():
-    previous = np.deferred.get_num_threads()
-    yield np.deferred.set_num_threads
-    np.deferred.set_num_threads(previous)
-
-
 @pytest.fixture(scope="module")
 def a():
     return np.linspace(0.1, 1, N)

@@ -475,7 +475,8 @@ typedef struct {
     PyArray_Descr *descr; /* borrowed from a node or an operand */
     int source;           /* slot filled by a cast or copy: of which value */
     int constant;         /* slot of one element that serves a whole block */
-    int operand;          /* index, when it is an operand */
+    int operand;          /* index, of an operand, or in the node of a constant */
+    int position;         /* of the constant's node, in the expression */
     int aligned;
     int slot;     /* index, when it is a slot */
     int last_use; /* the last step that reads it, or the one that this one joins */
@@ -488,6 +489,7 @@ typedef struct {
 /* One loop over a block: a node's operation, or a cast for it. */
 typedef struct {
     npy_deferred_node *node; /* borrowed; NULL: the cast of an assignment */
+    int position;            /* the node's, in the expression */
     int is_cast;
     int copied; /* of a cast: see npy_deferred_error */
     int leads;  /* a cast whose errors the operation after it may clear */
@@ -531,6 +533,9 @@ typedef struct {
     char *data;   /* set by execute.c, for what runs: units or steps */
 } npy_deferred_slot;
 
+/* What a plan is kept under (plan_cache.c). */
+typedef struct npy_deferred_plan_key npy_deferred_plan_key;
+
 /* Two ways to the same result: all steps one after the other, or all units. */
 typedef struct {
     int nvalues, nsteps, nslots, nunits;
@@ -542,6 +547,7 @@ typedef struct {
     npy_deferred_unit *units;
     npy_deferred_tile_instruction *tile_code;
     npy_deferred_tile_arg *tile_args;
+    npy_deferred_plan_key *key; /* owned; NULL: it is not kept */
 } npy_deferred_plan;
 
 /*
@@ -551,11 +557,23 @@ typedef struct {
 NPY_NO_EXPORT int
 npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
                       npy_deferred_plan **plan);
-/* Of a plan that is not bound to loops yet: for another thread, or NULL. */
+/* Not bound to loops: for another thread; or NULL. */
 NPY_NO_EXPORT npy_deferred_plan *
 npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan);
+
+/* ---- plan_cache.c: plans that are kept ---- */
+
+/* As npy_deferred_plan_new; a plan that was kept, if there is one. */
+NPY_NO_EXPORT int
+npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
+                      npy_deferred_plan **plan);
+/* Keep a plan, or free it. */
+NPY_NO_EXPORT void
+npy_deferred_plan_release(npy_deferred_plan *plan);
+NPY_NO_EXPORT void
+npy_deferred_plan_key_free(npy_deferred_plan_key *key);
 
 /* ---- tiles.c: steps that run together in registers ---- */
 

@@ -113,7 +113,7 @@ bind_operation(npy_deferred_step *step)
     return 0;
 }
 
-/* Choose the loops. */
+/* Choose the loops, which a plan that was kept has. */
 static int
 bind(run_state *state)
 {
@@ -121,12 +121,11 @@ bind(run_state *state)
     int casts_checked = 0;
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        for (int j = 0; j < step->nargs; j++) {
+        for (int j = 0; j < step->nargs && !step->bound; j++) {
             step->strides[j] = plan->values[step->args[j]].stride;
         }
-        int result = step->is_cast ? bind_cast(plan, step, state->walk)
-                                   : bind_operation(step);
-        if (result < 0) {
+        if (!step->bound && (step->is_cast ? bind_cast(plan, step, state->walk)
+                                           : bind_operation(step)) < 0) {
             return -1;
         }
         step->bound = 1;
@@ -551,7 +550,7 @@ run_range(run_state *state, npy_intp start, npy_intp count)
  */
 #define PART_BYTES (256 * 1024)
 #define PART_UNIT MAX_BLOCK
-/* Elements, times steps, that are worth waking another thread. */
+/* Elements, times loops, that are worth waking another thread. */
 #define WORTH_A_THREAD 65536
 
 typedef struct {
@@ -596,8 +595,11 @@ NPY_NO_EXPORT int
 npy_deferred_threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     npy_intp count = PyArray_SIZE(walk->out);
-    npy_intp shares = count / WORTH_A_THREAD * plan->nsteps +
-                      count % WORTH_A_THREAD * plan->nsteps / WORTH_A_THREAD;
+    /* Steps that run in registers take a third of the time of a loop. */
+    int nloops = npy_deferred_nloops(plan, walk);
+    nloops += (plan->nsteps - nloops) / 3;
+    npy_intp shares = count / WORTH_A_THREAD * nloops +
+                      count % WORTH_A_THREAD * nloops / WORTH_A_THREAD;
     if (shares < 2 || npy_deferred_get_num_threads() < 2 || writes_back(walk)) {
         return 1;
     }

@@ -303,11 +303,11 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     if (opened <= 0) {
         return opened < 0 ? -1 : 1;
     }
-    int result = npy_deferred_plan_new(&walk, target, &plan);
+    int result = npy_deferred_plan_get(&walk, target, &plan);
     if (result == 0) {
         npy_deferred_profile_plan(plan, &walk);
         result = run_plan(plan, &walk, errors);
-        npy_deferred_plan_free(plan);
+        npy_deferred_plan_release(plan);
     }
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {
         result = -1;

@@ -61,6 +61,7 @@ add_step(npy_deferred_plan *plan, npy_deferred_node *node, int nargs)
     npy_deferred_step *step = &plan->steps[plan->nsteps++];
     memset(step, 0, sizeof(*step));
     step->node = node;
+    step->position = node == NULL ? -1 : node->position;
     step->nargs = nargs;
     return step;
 }
@@ -267,6 +268,8 @@ find_arguments(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         if (operand->array == NULL) {
             args[i] = add_value(plan, NPY_DEFERRED_VALUE_CONSTANT, node->descrs[i], 0);
             plan->values[args[i]].data = operand->constant;
+            plan->values[args[i]].operand = i;
+            plan->values[args[i]].position = node->position;
         }
         else if (npy_deferred_is(operand->array)) {
             args[i] = results[npy_deferred_node_of(operand->array)->position];
@@ -469,6 +472,9 @@ npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *w
         copy->out = plan->out;
         memcpy(copy->values, plan->values, plan->nvalues * sizeof(*plan->values));
         memcpy(copy->steps, plan->steps, plan->nsteps * sizeof(*plan->steps));
+        for (int i = 0; i < copy->nsteps; i++) {
+            copy->steps[i].bound = 0;
+        }
         memcpy(copy->slots, plan->slots, plan->nslots * sizeof(*plan->slots));
         memcpy(copy->units, plan->units, plan->nunits * sizeof(*plan->units));
         memcpy(copy->tile_code, plan->tile_code,
@@ -493,6 +499,9 @@ npy_deferred_plan_free(npy_deferred_plan *plan)
         else {
             NPY_AUXDATA_FREE(step->auxdata);
         }
+    }
+    if (plan->key != NULL) {
+        npy_deferred_plan_key_free(plan->key);
     }
     PyMem_Free(plan);
 }

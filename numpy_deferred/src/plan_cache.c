@@ -1,0 +1,244 @@
+/*
+ * Plans that are kept: a line of code that runs again needs no new plan.
+ *
+ * A plan is kept under its *key*, all that it was made of: ufuncs, types, what
+ * reads what, strides and sizes, as numbers.  The key owns references to the
+ * objects among these, so that no other can come to have such an address.  Kept are
+ * plans of walks directly along memory, with NumPy's own ufuncs, for a result that
+ * nobody sees yet.  A plan is taken off while it runs, so it has one user.
+ *
+ * What a plan borrows from an expression is put in anew: its nodes and constants.
+ * The loops that it is bound to stay, as they depend on types and strides only.
+ *
+ * All of it is guarded by the GIL.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "array_assign.h"
+#include "deferred.h"
+
+#include <stdint.h>
+
+/* Plans that may be kept; each has its place, which the key tells. */
+#define NPLACES 128
+/* Of the result and in all; and for each operand and each node. */
+#define WORDS_HEAD 8
+#define WORDS_OPERAND 3
+#define WORDS_NODE (5 + 2 * NPY_DEFERRED_MAX_NIN)
+/* Larger expressions are not kept. */
+#define MAX_WORDS 1024
+
+struct npy_deferred_plan_key {
+    uint64_t hash;
+    int nwords, nobjects;
+    uintptr_t *words;
+    PyObject *objects[]; /* owned */
+};
+
+typedef struct {
+    int nwords, nobjects;
+    uintptr_t words[MAX_WORDS];
+    PyObject *objects[MAX_WORDS]; /* borrowed */
+} draft;
+
+static npy_deferred_plan *places[NPLACES];
+
+static void
+add_word(draft *d, uintptr_t word)
+{
+    d->words[d->nwords++] = word;
+}
+
+static void
+add_object(draft *d, void *object)
+{
+    d->objects[d->nobjects++] = object;
+    add_word(d, (uintptr_t)object);
+}
+
+static void
+add_array(draft *d, PyArrayObject *array, npy_intp stride)
+{
+    add_object(d, PyArray_DESCR(array));
+    add_word(d, (PyArray_ISALIGNED(array) != 0) << 1 | (IsUintAligned(array) != 0));
+    add_word(d, (uintptr_t)stride);
+}
+
+/* What a node reads: a constant, a node, or an operand. */
+static uintptr_t
+input_word(const npy_deferred_expression *expression, PyArrayObject *array)
+{
+    if (array == NULL) {
+        return 0;
+    }
+    if (npy_deferred_is(array)) {
+        return (uintptr_t)npy_deferred_node_of(array)->position << 2 | 1;
+    }
+    int i = 0;
+    while (expression->operands[i] != array) {
+        i++;
+    }
+    return (uintptr_t)i << 2 | 2;
+}
+
+static void
+add_node(draft *d, const npy_deferred_expression *expression,
+         const npy_deferred_node *node)
+{
+    add_object(d, node->ufunc);
+    add_word(d, (uintptr_t)node->method);
+    add_word(d, (uintptr_t)node->order << 16 | (uintptr_t)node->rewrites << 8 |
+                        (uintptr_t)PyArray_NDIM(node->array));
+    for (int i = 0; i <= node->nin; i++) {
+        add_object(d, node->descrs[i]);
+    }
+    for (int i = 0; i < node->nin; i++) {
+        add_word(d, input_word(expression, node->operands[i].array));
+    }
+}
+
+/* Returns 0 where no plan is kept. */
+static int
+make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
+{
+    const npy_deferred_expression *expression = walk->expression;
+    int bound = WORDS_HEAD + WORDS_OPERAND * expression->noperands +
+                WORDS_NODE * expression->nnodes;
+    if (target != NPY_DEFERRED_FRESH || walk->iter != NULL || bound > MAX_WORDS ||
+        PyArray_SIZE(walk->out) <= 1) {
+        return 0;
+    }
+    for (int i = 0; i < expression->nnodes; i++) {
+        if (expression->nodes[i]->array == NULL) {
+            return 0;
+        }
+    }
+    d->nwords = d->nobjects = 0;
+    add_word(d, (uintptr_t)expression->noperands << 16 | expression->nnodes);
+    add_word(d, (uintptr_t)PyArray_SIZE(walk->out));
+    add_word(d, (uintptr_t)PyArray_NDIM(walk->out));
+    add_word(d, (uintptr_t)npy_deferred_buffer_size());
+    add_array(d, walk->out, walk->strides[expression->noperands]);
+    for (int i = 0; i < expression->noperands; i++) {
+        add_array(d, expression->operands[i], walk->strides[i]);
+    }
+    for (int i = 0; i < expression->nnodes; i++) {
+        add_node(d, expression, expression->nodes[i]);
+    }
+    return 1;
+}
+
+static uint64_t
+hash_of(const draft *d)
+{
+    uint64_t hash = d->nwords;
+    for (int i = 0; i < d->nwords; i++) {
+        hash = (hash ^ d->words[i]) * 0x9E3779B97F4A7C15u;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_plan_key_free(npy_deferred_plan_key *key)
+{
+    for (int i = 0; i < key->nobjects; i++) {
+        Py_DECREF(key->objects[i]);
+    }
+    PyMem_Free(key);
+}
+
+/*
+ * New, or NULL without an exception: the plan is not kept then.  By its name tests
+ * know that it may do without memory.
+ */
+NPY_NOINLINE npy_deferred_plan_key *
+npy_deferred_make_key(const draft *d, const npy_deferred_expression *expression)
+{
+    for (int i = 0; i < expression->nnodes; i++) {
+        if (!npy_deferred_is_own_ufunc(expression->nodes[i]->ufunc)) {
+            return NULL;
+        }
+    }
+    npy_deferred_plan_key *key =
+            PyMem_Malloc(sizeof(*key) + d->nobjects * sizeof(PyObject *) +
+                         d->nwords * sizeof(uintptr_t));
+    if (key == NULL) {
+        return NULL;
+    }
+    key->hash = hash_of(d);
+    key->nwords = d->nwords;
+    key->nobjects = d->nobjects;
+    key->words = (uintptr_t *)(key->objects + d->nobjects);
+    memcpy(key->words, d->words, d->nwords * sizeof(uintptr_t));
+    for (int i = 0; i < d->nobjects; i++) {
+        key->objects[i] = Py_NewRef(d->objects[i]);
+    }
+    return key;
+}
+
+/* Put in what a plan borrows. */
+static void
+renew(npy_deferred_plan *plan, const npy_deferred_expression *expression)
+{
+    for (int i = 0; i < plan->nsteps; i++) {
+        npy_deferred_step *step = &plan->steps[i];
+        step->node = expression->nodes[step->position];
+        step->own_context.descriptors = step->node->descrs;
+        step->status = 0;
+    }
+    for (int i = 0; i < plan->nvalues; i++) {
+        npy_deferred_value *value = &plan->values[i];
+        if (value->kind == NPY_DEFERRED_VALUE_CONSTANT) {
+            npy_deferred_node *node = expression->nodes[value->position];
+            value->data = node->operands[value->operand].constant;
+        }
+    }
+}
+
+NPY_NO_EXPORT int
+npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
+                      npy_deferred_plan **plan)
+{
+    draft d;
+    int may_be_kept = make_draft(&d, walk, target);
+    if (may_be_kept) {
+        uint64_t hash = hash_of(&d);
+        npy_deferred_plan *kept = places[hash % NPLACES];
+        if (kept != NULL && kept->key->hash == hash && kept->key->nwords == d.nwords &&
+            memcmp(kept->key->words, d.words, d.nwords * sizeof(uintptr_t)) == 0) {
+            places[hash % NPLACES] = NULL;
+            renew(kept, walk->expression);
+            *plan = kept;
+            return 0;
+        }
+    }
+    int result = npy_deferred_plan_new(walk, target, plan);
+    if (result == 0 && may_be_kept) {
+        (*plan)->key = npy_deferred_make_key(&d, walk->expression);
+    }
+    return result;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_plan_release(npy_deferred_plan *plan)
+{
+    if (plan->key == NULL) {
+        npy_deferred_plan_free(plan);
+        return;
+    }
+    npy_deferred_plan **place = &places[plan->key->hash % NPLACES];
+    npy_deferred_plan *previous = *place;
+    *place = plan;
+    if (previous != NULL) {
+        npy_deferred_plan_free(previous);
+    }
+}

@@ -1,0 +1,104 @@
+"""Plans that are kept: the same line again, and lines that only look the same."""
+
+import gc
+import sys
+
+import numpy as np
+import pytest
+
+from helpers.compare import comparison
+from helpers.values import values
+
+N = 10_000
+
+
+def lines(a, b, k):
+    return a * b + k, np.sqrt(a * a) - b * k, (a > b) | (a * k < b)
+
+
+def test_constants_are_those_of_the_line():
+    """They are in the node, of which a plan that is kept knows nothing."""
+    a, b = values("d", N, 1), values("d", N, 2)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for k in (2.0, 3.0, -1.0, np.inf, 2.0):
+            compare.same(f"{k}", lines, a, b, k)
+
+
+def test_types_strides_sizes_and_alignment_tell_plans_apart():
+    room = np.zeros(8 * N + 1, np.uint8)[1:].view("d")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for _ in range(3):
+            for char in "dfilD"[:4]:
+                for n in (N, N - 1, 2, 1):
+                    a, b = values(char, 2 * n, 1), values(char, 2 * n, 2)
+                    compare.same(f"{char} {n}", lines, a[:n], b[:n], 3)
+                    compare.same(f"{char} {n} strided", lines, a[::2], b[::2], 3)
+                    compare.same(f"{char} {n} mixed", lines, a[::2], b[:n], 3)
+                    compare.same(f"{char} {n} back", lines, a[::-2], b[:n], 3)
+                    if char == "d":
+                        room[:n] = b[:n]
+                        compare.same(f"{n} unaligned", lines, a[:n], room[:n], 3)
+
+
+def test_shapes_of_one_size():
+    with comparison() as compare:
+        for shape in ((N,), (N, 1), (1, N), (100, 100), (N,)):
+            a, b = (values("f", N, i).reshape(shape) for i in (1, 2))
+            compare.same(str(shape), lambda a, b: (a + b) * a.astype("i"), a, b)
+
+
+def test_error_states_tell_who_is_told():
+    """Not part of what is kept: the state is that of each line."""
+    a, zero = values("i", N, 1), np.zeros(N)
+    with comparison() as compare:
+        for error in ("ignore", "warn", "raise", "warn", "ignore"):
+            with np.errstate(all=error):
+                compare.same(error, lambda: (a + 1) / zero * 2)
+
+
+def test_the_same_operand_and_others():
+    a, b = values("d", N, 1), values("d", N, 2)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for x, y in ((a, b), (a, a), (b, a), (a, b.copy()), (a, a.copy())):
+            compare.same("operands", lambda x=x, y=y: x * y + x)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_in_threads(threads, num_threads):
+    """A plan that is bound to loops is not shared, but copied without them."""
+    num_threads(threads)
+    a, b = values("d", 400_000, 1), values("f", 400_000, 2)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for i in range(4):
+            compare.same(f"{i}", lambda: np.exp(a) * b + a * 2)
+
+
+def test_while_handlers_calculate():
+    """Errors are told while another expression of the same form is calculated."""
+    a, zero = values("d", N, 1), np.zeros(N)
+
+    def function():
+        seen = []
+
+        def handler(*_):
+            if len(seen) < 3:
+                seen.append(None)
+                seen[-1] = np.array(a / zero + 1)
+
+        with np.errstate(divide="call", invalid="ignore", call=handler):
+            return np.array(a / zero + 1), *seen
+
+    with comparison() as compare:
+        compare.same("nested", function)
+        compare.same("again", function)
+
+
+def test_descriptors_are_not_collected():
+    """Many types that are made for the occasion: the places are bounded."""
+    before = sys.getrefcount(np.dtype("d"))
+    for i in range(1000):
+        swapped = np.arange(N, dtype="d").astype(np.dtype(">d", metadata={"i": i}))
+        with np.deferredstate(True):
+            assert (swapped + 1 + swapped)[1] == 3
+    gc.collect()
+    assert sys.getrefcount(np.dtype("d")) - before < 10_000
