@@ -254,6 +254,27 @@ def test_special_elements(special, at):
                             compared.same(axis_name, reduced_alone, ufunc, square, axis)
 
 
+@pytest.mark.parametrize("char", "efdg")
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_of_one_sign(char, zero):
+    """A maximum that is zero is known then, of however many."""
+    for size in (9, 5000, 100_000):
+        x = np.linspace(0.5, 3, size).astype(char)
+        x[::7] = zero
+        for sign, ufunc in [(1, np.minimum), (1, np.fmin), (-1, np.maximum)]:
+            y = np.where(x == 0, x, np.copysign(x, sign))
+            with counted() as counters:
+                assert_same(reduced_alone, ufunc, y, None)
+                assert_same(reduced_alone, ufunc, y.reshape(1, -1), 0)
+                assert_same(reduced_alone, ufunc, y.reshape(1, -1), 1)
+            assert counters.reduced == 3
+            y[size // 2] = -zero
+            y[size // 2 + 1] = zero
+            with counted() as counters:
+                assert_same(reduced_alone, ufunc, y, None)
+            assert counters.reduced == 0
+
+
 class TestStorage:
     def test_nothing_is_stored(self, deferred):
         n = 1_000_000

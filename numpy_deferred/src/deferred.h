@@ -637,7 +637,8 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
 /*
  * Pieces begin where loops do the same as in the whole walk: the last such place
  * up to `position`, and how far from there the next is, which is no more than
- * `wanted`, at least MIN_PIECE.
+ * `wanted`, at least MIN_PIECE.  What comes next may be too near to the end to go on
+ * from there: then the place before it is a multiple of BLOCK_UNIT.
  */
 #    define NPY_DEFERRED_MIN_PIECE (4 * NPY_DEFERRED_BLOCK_UNIT)
 NPY_NO_EXPORT npy_intp

@@ -824,6 +824,11 @@ NPY_NO_EXPORT npy_intp
 npy_deferred_piece_start(const npy_deferred_walk *walk, npy_intp position)
 {
     const npy_deferred_runs *runs = &walk->runs;
+    /* The last elements belong to the last whole unit of the walk, and no other. */
+    if (walk->iter == NULL &&
+        position < PyArray_SIZE(walk->out) - 2 * NPY_DEFERRED_MIN_PIECE) {
+        return position;
+    }
     npy_intp begin = position / runs->total * runs->total;
     npy_intp within = position - begin;
     begin += within / runs->length * runs->length;
@@ -841,9 +846,16 @@ NPY_NO_EXPORT npy_intp
 npy_deferred_piece_length(const npy_deferred_walk *walk, npy_intp start,
                           npy_intp wanted)
 {
-    npy_intp size = PyArray_SIZE(walk->out);
-    if (size - start <= wanted) {
-        return size - start;
+    npy_intp rest = PyArray_SIZE(walk->out) - start;
+    npy_intp unaligned = walk->iter == NULL ? start % NPY_DEFERRED_BLOCK_UNIT : 0;
+    if (rest <= wanted && unaligned == 0) {
+        return rest;
+    }
+    if (walk->iter == NULL) {
+        /* Whole units, also of what comes after it. */
+        npy_intp most = rest - NPY_DEFERRED_BLOCK_UNIT;
+        wanted = PyArray_MIN(wanted, most);
+        return wanted - wanted % NPY_DEFERRED_BLOCK_UNIT;
     }
     npy_intp end = npy_deferred_piece_start(walk, start + wanted);
     return end > start ? end - start : wanted;

@@ -17,8 +17,8 @@
  * other.
  *
  * What depends on how many elements a loop gets shows in the result: which NaN it
- * is, and of which sign a maximum of zeros.  Such a result is thrown away, and so
- * is all that cannot be had in one walk: the array is calculated then, and eager
+ * is, and of which sign a maximum of zeros of both.  Such a result is thrown away, and
+ * so is all that cannot be had in one walk: the array is calculated then, and eager
  * NumPy goes on.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
@@ -301,50 +301,104 @@ choose_loop(reduction *r)
     return 0;
 }
 
-/* Whether something in `data` depends on more than the operands: see above. */
-#define DEFINE_IS_DOUBTFUL(name, type)                                      \
-    static int name(const char *data, npy_intp n, int zeros)                \
-    {                                                                       \
-        const type *values = (const type *)data;                            \
-        int found = 0;                                                      \
-        for (npy_intp i = 0; i < n; i++) {                                  \
-            found |= (values[i] != values[i]) | (zeros & (values[i] == 0)); \
-        }                                                                   \
-        return found;                                                       \
+/* ---- values that depend on more than the operands ---- */
+
+#define DEFINE_HAS_NAN(name, type)                \
+    static int name(const char *data, npy_intp n) \
+    {                                             \
+        const type *values = (const type *)data;  \
+        int found = 0;                            \
+        for (npy_intp i = 0; i < n; i++) {        \
+            found |= values[i] != values[i];      \
+        }                                         \
+        return found;                             \
     }
-DEFINE_IS_DOUBTFUL(floats_are_doubtful, npy_float)
-DEFINE_IS_DOUBTFUL(doubles_are_doubtful, npy_double)
-DEFINE_IS_DOUBTFUL(longdoubles_are_doubtful, npy_longdouble)
+DEFINE_HAS_NAN(floats_have_nan, npy_float)
+DEFINE_HAS_NAN(doubles_have_nan, npy_double)
+DEFINE_HAS_NAN(longdoubles_have_nan, npy_longdouble)
 
 static int
-halves_are_doubtful(const char *data, npy_intp n, int zeros)
+halves_have_nan(const char *data, npy_intp n)
 {
-    const npy_half *values = (const npy_half *)data;
     int found = 0;
     for (npy_intp i = 0; i < n; i++) {
-        found |= npy_half_isnan(values[i]) || (zeros && npy_half_iszero(values[i]));
+        found |= npy_half_isnan(((const npy_half *)data)[i]);
     }
     return found;
 }
 
+/* Whether some of `n` results is a NaN, of which there are many. */
 static int
-is_doubtful(const reduction *r, const char *data, npy_intp n, int zeros)
+has_nan(const reduction *r, const char *data, npy_intp n)
 {
     switch (r->context->descriptors[0]->type_num) {
         case NPY_HALF:
-            return halves_are_doubtful(data, n, zeros);
+            return halves_have_nan(data, n);
         case NPY_FLOAT:
-            return floats_are_doubtful(data, n, zeros);
+            return floats_have_nan(data, n);
         case NPY_DOUBLE:
-            return doubles_are_doubtful(data, n, zeros);
+            return doubles_have_nan(data, n);
         case NPY_LONGDOUBLE:
-            return longdoubles_are_doubtful(data, n, zeros);
+            return longdoubles_have_nan(data, n);
         case NPY_CFLOAT:
-            return floats_are_doubtful(data, 2 * n, zeros);
+            return floats_have_nan(data, 2 * n);
         case NPY_CDOUBLE:
-            return doubles_are_doubtful(data, 2 * n, zeros);
+            return doubles_have_nan(data, 2 * n);
         case NPY_CLONGDOUBLE:
-            return longdoubles_are_doubtful(data, 2 * n, zeros);
+            return longdoubles_have_nan(data, 2 * n);
+        default:
+            return 0;
+    }
+}
+
+/* Of the one: is it a zero?  Of both: are they zeros of different sign? */
+#define DEFINE_ZEROS_MEET(name, bits)                                            \
+    static inline int name(const char *one, npy_intp stride, const char *others, \
+                           npy_intp n)                                           \
+    {                                                                            \
+        const bits sign = (bits)1 << (8 * sizeof(bits) - 1);                     \
+        int found = 0;                                                           \
+        for (npy_intp i = 0; i < n; i++) {                                       \
+            bits a = *(const bits *)(one + i * stride);                          \
+            bits b = ((const bits *)others)[i];                                  \
+            found |= ((bits)(a ^ b) == sign) & ((bits)(a & ~sign) == 0);         \
+        }                                                                        \
+        return found;                                                            \
+    }
+DEFINE_ZEROS_MEET(zero_halves_meet, npy_uint16)
+DEFINE_ZEROS_MEET(zero_floats_meet, npy_uint32)
+DEFINE_ZEROS_MEET(zero_doubles_meet, npy_uint64)
+
+static inline int
+zero_longdoubles_meet(const char *one, npy_intp stride, const char *others, npy_intp n)
+{
+    int found = 0;
+    for (npy_intp i = 0; i < n; i++) {
+        npy_longdouble a = *(const npy_longdouble *)(one + i * stride);
+        npy_longdouble b = ((const npy_longdouble *)others)[i];
+        found |= a == 0 && b == 0 && npy_signbit(a) != npy_signbit(b);
+    }
+    return found;
+}
+
+/* The compiler makes vectors of what it knows to lie side by side. */
+#define ZEROS_MEET(name, size) \
+    (stride == (size) ? name(results, (size), data, n) : name(results, stride, data, n))
+
+/* Whether a maximum or minimum of these would be a zero of either sign. */
+static int
+zeros_meet(const reduction *r, const char *results, npy_intp stride, const char *data,
+           npy_intp n)
+{
+    switch (r->zeros_differ ? r->context->descriptors[0]->type_num : NPY_NOTYPE) {
+        case NPY_HALF:
+            return ZEROS_MEET(zero_halves_meet, sizeof(npy_half));
+        case NPY_FLOAT:
+            return ZEROS_MEET(zero_floats_meet, sizeof(npy_float));
+        case NPY_DOUBLE:
+            return ZEROS_MEET(zero_doubles_meet, sizeof(npy_double));
+        case NPY_LONGDOUBLE:
+            return zero_longdoubles_meet(results, stride, data, n);
         default:
             return 0;
     }
@@ -398,20 +452,30 @@ worker_clear(worker *w)
     NPY_cast_info_xfree(&w->cast);
 }
 
+/* The NPY_FPE_* that are set, which are not any more.  To clear them takes longer. */
+static int
+take_status(worker *w)
+{
+    int status = npy_get_floatstatus_barrier((char *)w);
+    if (status != 0) {
+        npy_clear_floatstatus_barrier((char *)w);
+    }
+    return status;
+}
+
 /* Evaluate the next elements.  Returns as npy_deferred_execute. */
 static int
 evaluate_more(worker *w)
 {
     npy_intp start = w->start + w->count;
-    npy_intp wanted = w->until - start + 2 * NPY_DEFERRED_BLOCK_UNIT;
+    npy_intp wanted = w->until - start + 2 * NPY_DEFERRED_BLOCK_UNIT - 1;
     wanted = PyArray_MIN(PyArray_MAX(wanted, NPY_DEFERRED_MIN_PIECE), w->piece);
     npy_intp n = npy_deferred_piece_length(w->walk, start, wanted);
     char *to = w->values + w->count * element_size(w);
     char *values = w->uncast != NULL ? w->uncast : to;
-    w->status |= npy_get_floatstatus_barrier((char *)w);
-    npy_clear_floatstatus_barrier((char *)w);
+    w->status |= take_status(w);
     int result = npy_deferred_evaluate_piece(w->evaluator, start, n, values);
-    npy_clear_floatstatus_barrier((char *)w);
+    take_status(w); /* what nobody wants to know of the expression */
     if (result == 0 && w->uncast != NULL) {
         char *data[2] = {values, to};
         npy_intp strides[2] = {PyArray_ITEMSIZE(w->r->operand), element_size(w)};
@@ -433,6 +497,13 @@ provide(worker *w, npy_intp position, npy_intp n, char **data)
         w->count = 0;
     }
     while (w->start + w->count < position + n) {
+        npy_intp next = w->start + w->count;
+        if (npy_deferred_piece_start(w->walk, next) != next) {
+            /* Too near to the end: see there. */
+            w->start = npy_deferred_piece_start(w->walk, position);
+            w->start -= w->start % NPY_DEFERRED_BLOCK_UNIT;
+            w->count = 0;
+        }
         npy_intp used = PyArray_MIN(position - w->start, w->count);
         w->start += used;
         w->count -= used;
@@ -467,7 +538,40 @@ run_loop(worker *w, char *result, npy_intp stride, char *data, npy_intp n)
     return r->loop(r->context, args, &n, strides, r->auxdata);
 }
 
-/* As above, of the type of the result; what adding to it does not change. */
+static int
+is_zero(const reduction *r, const char *value)
+{
+    switch (r->context->descriptors[0]->type_num) {
+        case NPY_HALF:
+            return npy_half_iszero(*(const npy_half *)value);
+        case NPY_FLOAT:
+            return *(const npy_float *)value == 0;
+        case NPY_DOUBLE:
+            return *(const npy_double *)value == 0;
+        default:
+            return 1;
+    }
+}
+
+/*
+ * Into one element.  Returns 1 when what that is depends on more than the operands:
+ * it is a NaN now, or a zero, and there were zeros of the other sign.
+ */
+static int
+run_into_one(worker *w, char *result, char *data, npy_intp n)
+{
+    _Alignas(16) char before[ELEMENT_SIZE];
+    memcpy(before, result, element_size(w));
+    int status = run_loop(w, result, 0, data, n);
+    if (status != 0) {
+        return status;
+    }
+    return has_nan(w->r, result, 1) || (w->r->zeros_differ && is_zero(w->r, result) &&
+                                        (zeros_meet(w->r, result, 0, before, 1) ||
+                                         zeros_meet(w->r, result, 0, data, n)));
+}
+
+/* What adding to it does not change. */
 static void
 set_minus_zero(const reduction *r, char *value)
 {
@@ -505,9 +609,9 @@ sum_pairwise(worker *w, npy_intp position, npy_intp n, char *sum)
         int result = provide(w, position, n, &data);
         if (result == 0) {
             set_minus_zero(w->r, sum);
-            result = run_loop(w, sum, 0, data, n);
+            result = run_into_one(w, sum, data, n);
         }
-        return result == 0 && is_doubtful(w->r, sum, 1, 0) ? 1 : result;
+        return result;
     }
     npy_intp half = first_half(w->r, n);
     int result = sum_pairwise(w, position, half, sum);
@@ -536,12 +640,12 @@ reduce_stretch(worker *w, npy_intp position, npy_intp n, char *into)
         npy_intp some = n;
         result = provide_some(w, position, &some, &data);
         if (result == 0) {
-            result = run_loop(w, into, 0, data, some);
+            result = run_into_one(w, into, data, some);
         }
         position += some;
         n -= some;
     }
-    return result == 0 && is_doubtful(w->r, into, 1, 0) ? 1 : result;
+    return result;
 }
 
 static int
@@ -580,7 +684,9 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
         npy_intp some = n;
         result = provide_some(w, position, &some, &data);
         if (result == 0 && !first) {
-            result = run_loop(w, into, stride, data, some);
+            result = zeros_meet(w->r, into, stride, data, some)
+                             ? 1
+                             : run_loop(w, into, stride, data, some);
         }
         else if (result == 0) {
             for (npy_intp i = 0; i < some; i++) {
@@ -641,7 +747,7 @@ reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
  * skip others before it has gone through so many.
  */
 #define SHARE 32768
-#define MIN_SECTION 2048
+#define MIN_SECTION 512
 
 /* What all threads take their tasks from; all but the atomic ones is set before. */
 typedef struct job {
@@ -695,8 +801,7 @@ run_tasks(void *argument, int thread)
             __atomic_store_n(&j->result, result, __ATOMIC_RELAXED);
         }
     }
-    w->status |= npy_get_floatstatus_barrier((char *)w);
-    npy_clear_floatstatus_barrier((char *)w);
+    w->status |= take_status(w);
 }
 
 /* Where the parts of a pairwise sum start, when they are so long at most. */
@@ -755,7 +860,7 @@ join_parts(job *j)
             memcpy(into, partial, element_size(w));
         }
         else {
-            result = run_loop(w, into, 0, partial, 1);
+            result = run_into_one(w, into, partial, 1);
         }
     }
     return result;
@@ -858,8 +963,7 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
     }
     if (result == 0 && j->run == run_part) {
         result = join_parts(j);
-        j->workers[0].status |= npy_get_floatstatus_barrier((char *)j);
-        npy_clear_floatstatus_barrier((char *)j);
+        j->workers[0].status |= take_status(&j->workers[0]);
     }
     for (int i = 0; i < ready; i++) {
         j->r->status |= j->workers[i].status;
@@ -919,8 +1023,7 @@ consume(npy_deferred_consumer *consumer, npy_deferred_plan *plan,
     if (result >= 0 && PyErr_Occurred()) {
         return -1;
     }
-    return result == 0 && is_doubtful(r, PyArray_BYTES(r->result),
-                                      PyArray_SIZE(r->result), r->zeros_differ)
+    return result == 0 && has_nan(r, PyArray_BYTES(r->result), PyArray_SIZE(r->result))
                    ? 1
                    : result;
 }
