@@ -65,7 +65,7 @@ typedef struct {
     char *scratch;    /* owned */
     char *saved;      /* in it: what a block of the result was before */
     npy_deferred_progress *progress; /* NULL: not shown */
-    char *into;       /* borrowed: instead of walk->out, from the start on; or NULL */
+    char *into; /* borrowed: instead of walk->out, from the start on; or NULL */
 } run_state;
 
 /* A calculation in which so many blocks had to be run again goes on by steps. */
