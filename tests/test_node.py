@@ -231,6 +231,7 @@ class TestPending:
             "captured": 3,
             "calculated": 1,
             "fused": 0,
+            "reduced": 0,
             "released": 2,
             "flushed": 0,
             "late": 0,

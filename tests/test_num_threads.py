@@ -320,6 +320,25 @@ class TestInterrupt:
         )
         assert out.strip() == "True"
 
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_reduction(self, threads):
+        out = self.interrupt(
+            """
+            start = time.monotonic()
+            try:
+                x.sum()
+            except KeyboardInterrupt:
+                took = time.monotonic() - start
+                assert x.flags.deferred
+                assert np.deferred.stats()["reduced"] == 0
+                print(took < 0.75 * whole or (took, whole))
+            assert x.sum() == y.sum()
+            assert np.deferred.stats()["reduced"] == 1
+            """,
+            threads,
+        )
+        assert out.strip() == "True"
+
     def test_handler_that_goes_on(self):
         """It runs during the calculation, and may calculate the same array."""
         self.interrupt(

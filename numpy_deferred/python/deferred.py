@@ -477,6 +477,7 @@ def stats():
         has the address, or the memory is not NumPy's); ``calculated``, arrays
         calculated;
         ``fused``, expressions evaluated straight into an existing array;
+        ``reduced``, expressions evaluated by a reduction, and stored nowhere;
         ``released``, arrays dropped without being calculated; ``flushed``,
         writes that made the readers of the memory be calculated first;
         ``late``, reads and writes that no hook announced and that made arrays be

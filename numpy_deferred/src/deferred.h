@@ -140,6 +140,7 @@ typedef struct {
     npy_intp exposed;    /* calls not captured, as others may write to an input */
     npy_intp calculated; /* deferred arrays that became regular */
     npy_intp fused;      /* evaluations straight into an existing array */
+    npy_intp reduced;    /* evaluations by a reduction, stored nowhere */
     npy_intp released;   /* nodes dropped without being calculated */
     npy_intp flushed;    /* writes that found dependents */
     npy_intp late;       /* calculated by PyArray_DATA, not by a hook */
@@ -390,6 +391,17 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
 NPY_NO_EXPORT int
 npy_deferred_can_fuse_out(npy_deferred_node *root);
 
+typedef struct npy_deferred_consumer npy_deferred_consumer;
+/*
+ * Evaluate a pending array for a consumer, which has its values piece by piece
+ * (see evaluators in execute.c) and stores them nowhere; the array stays pending.
+ * Returns 0, and `errors` has what is to be reported; 1 when it is not to be had
+ * like this, and the array is to be calculated; -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_feed(PyArrayObject *array, npy_deferred_consumer *consumer,
+                  struct npy_deferred_errors *errors);
+
 /* ---- walk.c: how memory is gone through ---- */
 
 /* How many elements loops get: `length` at a time, of `total`, and the rest; then
@@ -436,6 +448,9 @@ npy_deferred_rows_begin(npy_deferred_rows *rows, const npy_deferred_walk *walk,
 /* After the last one comes the first. */
 NPY_NO_EXPORT void
 npy_deferred_rows_next(npy_deferred_rows *rows);
+/* Whether the result is gone through as it lies in memory, without gaps. */
+NPY_NO_EXPORT int
+npy_deferred_walk_in_order(const npy_deferred_walk *walk);
 /*
  * The strides that the node's loop would see in eager NumPy, and how many
  * elements; `out` is its `out=` or NULL.  Returns 0 or -1 with an exception set.
@@ -610,6 +625,45 @@ npy_deferred_nloops(const npy_deferred_plan *plan, const npy_deferred_walk *walk
 /* How many threads may share it. */
 NPY_NO_EXPORT int
 npy_deferred_threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
+
+/* Who has the result instead of an array; more follows in the consumer's own. */
+struct npy_deferred_consumer {
+    /* Returns as npy_deferred_execute; called again after an interrupt. */
+    int (*consume)(npy_deferred_consumer *consumer, npy_deferred_plan *plan,
+                   npy_deferred_walk *walk);
+};
+
+/* Of several that evaluate pieces of a walk that is in order, each in its thread. */
+typedef struct npy_deferred_evaluator npy_deferred_evaluator;
+/* `n` of them, or NULL with an exception set.  They must be freed before the plan,
+ * which no others can be made for. */
+NPY_NO_EXPORT npy_deferred_evaluator *
+npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, int n);
+/* The plan gets to know what was raised. */
+NPY_NO_EXPORT void
+npy_deferred_evaluators_free(npy_deferred_evaluator *evaluators, int n);
+NPY_NO_EXPORT npy_deferred_evaluator *
+npy_deferred_evaluator_of(npy_deferred_evaluator *evaluators, int thread);
+/*
+ * Put `count` elements from the `start`th on, as they follow in memory, into
+ * other memory.  Returns as npy_deferred_execute.  Needs no GIL; starts with the
+ * floating-point status clear.
+ */
+NPY_NO_EXPORT int
+npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
+                            npy_intp count, char *into);
+/*
+ * Pieces begin where loops do the same as in the whole walk: the last such place
+ * up to `position`, and how far from there the next is, which is no more than
+ * `wanted`, at least MIN_PIECE.  What comes next may be too near to the end to go on
+ * from there: then the place before it is a multiple of BLOCK_UNIT.
+ */
+#    define NPY_DEFERRED_MIN_PIECE (4 * NPY_DEFERRED_BLOCK_UNIT)
+NPY_NO_EXPORT npy_intp
+npy_deferred_piece_start(const npy_deferred_walk *walk, npy_intp position);
+NPY_NO_EXPORT npy_intp
+npy_deferred_piece_length(const npy_deferred_walk *walk, npy_intp start,
+                          npy_intp wanted);
 
 /* ---- threads.c: workers that share a calculation ---- */
 

@@ -223,6 +223,29 @@ NPY_NO_EXPORT int
 npy_deferred_elision_is_idle(PyObject *left, PyObject *right);
 
 /*
+ * New reference to what ufunc.reduce is to have as its operand instead of the array
+ * that PyArray_FromAny would calculate, when that is a deferred one; else NULL.
+ */
+static inline PyArrayObject *
+npy_deferred_to_reduce(PyObject *obj)
+{
+    return PyArray_CheckExact(obj) && npy_deferred_is((PyArrayObject *)obj)
+                   ? (PyArrayObject *)Py_NewRef(obj)
+                   : NULL;
+}
+
+/*
+ * Reduce a deferred array without storing its values.  The arguments are those of
+ * PyUFunc_ReduceWrapper, which also says what the result is.  Returns 1 when done;
+ * 0 when the caller must go on (`operand` is not deferred any more), -1: exception.
+ */
+NPY_NO_EXPORT int
+npy_deferred_reduce(PyArrayMethod_Context *context, PyArrayObject *operand,
+                    PyArrayObject *out, PyArrayObject *wheremask,
+                    const npy_bool *axis_flags, int keepdims, PyObject *initial,
+                    npy_intp buffersize, int errormask, PyArrayObject **result);
+
+/*
  * Assign a deferred `src` to `dst` without storing its values elsewhere.
  * Returns 1 when done, 0 when the caller must go on with the ordinary
  * assignment (`src` is not deferred any more), -1 with an exception set.

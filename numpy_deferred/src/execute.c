@@ -65,6 +65,7 @@ typedef struct {
     char *scratch;    /* owned */
     char *saved;      /* in it: what a block of the result was before */
     npy_deferred_progress *progress; /* NULL: not shown */
+    char *into; /* borrowed: instead of walk->out, from the start on; or NULL */
 } run_state;
 
 /* A calculation in which so many blocks had to be run again goes on by steps. */
@@ -486,6 +487,9 @@ run_direct(run_state *state, npy_intp start, npy_intp count)
                 i < plan->out ? walk->expression->operands[i] : walk->out;
         plan->values[i].data = PyArray_BYTES(array) + start * plan->values[i].stride;
     }
+    if (state->into != NULL) {
+        plan->values[plan->out].data = state->into;
+    }
     return run_blocks(state, count);
 }
 
@@ -494,15 +498,24 @@ run_rows(run_state *state, npy_intp start, npy_intp count)
 {
     npy_deferred_plan *plan = state->plan;
     npy_intp length = state->walk->runs.length;
+    npy_intp skipped = start % length;
+    char *into = state->into;
     npy_deferred_rows rows;
     int result = 0;
     npy_deferred_rows_begin(&rows, state->walk, start / length);
-    for (; count > 0 && result == 0; count -= length) {
+    while (count > 0 && result == 0) {
+        npy_intp n = PyArray_MIN(length - skipped, count);
         for (int i = 0; i <= plan->out; i++) {
-            plan->values[i].data = rows.data[i];
+            plan->values[i].data = rows.data[i] + skipped * plan->values[i].stride;
         }
-        result = run_blocks(state, length);
+        if (into != NULL) {
+            plan->values[plan->out].data = into;
+            into += n * plan->values[plan->out].stride;
+        }
+        result = run_blocks(state, n);
         npy_deferred_rows_next(&rows);
+        skipped = 0;
+        count -= n;
     }
     return result;
 }
@@ -520,9 +533,14 @@ run_iterator(run_state *state, npy_intp start, npy_intp count)
     NpyIter_IterNextFunc *iternext = NpyIter_GetIterNext(iter, &message);
     char **pointers = NpyIter_GetDataPtrArray(iter);
     npy_intp *length = NpyIter_GetInnerLoopSizePtr(iter);
+    PyArrayObject *out = state->walk->out;
+    char *begin = PyArray_BYTES(out) + start * PyArray_ITEMSIZE(out);
     do {
         for (int i = 0; i <= plan->out; i++) {
             plan->values[i].data = pointers[i];
+        }
+        if (state->into != NULL) {
+            plan->values[plan->out].data = state->into + (pointers[plan->out] - begin);
         }
         int result = run_blocks(state, *length);
         if (result != 0) {
@@ -684,10 +702,9 @@ release_state(run_state *state)
 static void
 bring_operands(const npy_deferred_walk *walk)
 {
-    for (int i = 0; i <= walk->expression->noperands; i++) {
-        PyArrayObject *array = i < walk->expression->noperands
-                                       ? walk->expression->operands[i]
-                                       : walk->out;
+    int n = walk->expression->noperands;
+    for (int i = 0; i < n + !walk->fresh; i++) {
+        PyArrayObject *array = i < n ? walk->expression->operands[i] : walk->out;
         if (npy_deferred_is_guard(PyArray_BYTES(array))) {
             npy_deferred_bring(PyArray_BYTES(array));
         }
@@ -758,4 +775,105 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
         result = -1;
     }
     return result;
+}
+
+/* ---- piece by piece, for who consumes the result ---- */
+
+struct npy_deferred_evaluator {
+    run_state state;
+};
+
+NPY_NO_EXPORT npy_deferred_evaluator *
+npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, int n)
+{
+    npy_deferred_evaluator *evaluators = PyMem_Calloc(n, sizeof(*evaluators));
+    if (evaluators == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    /* The first one has the plan itself, which copies are made of before. */
+    run_state *first = &evaluators[0].state;
+    *first = (run_state){.plan = plan, .walk = walk};
+    first->iter = walk->rows ? NULL : walk->iter;
+    int result = 0;
+    for (int i = 1; i < n && result == 0; i++) {
+        result = copy_state(&evaluators[i].state, first);
+    }
+    if (result < 0 || prepare(first) < 0) {
+        npy_deferred_evaluators_free(evaluators, n);
+        return NULL;
+    }
+    first->look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
+    bring_operands(walk);
+    return evaluators;
+}
+
+NPY_NO_EXPORT npy_deferred_evaluator *
+npy_deferred_evaluator_of(npy_deferred_evaluator *evaluators, int thread)
+{
+    return &evaluators[thread];
+}
+
+NPY_NO_EXPORT int
+npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
+                            npy_intp count, char *into)
+{
+    evaluator->state.into = into;
+    return run_range(&evaluator->state, start, count);
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_piece_start(const npy_deferred_walk *walk, npy_intp position)
+{
+    const npy_deferred_runs *runs = &walk->runs;
+    /* The last elements belong to the last whole unit of the walk, and no other. */
+    if (walk->iter == NULL &&
+        position < PyArray_SIZE(walk->out) - 2 * NPY_DEFERRED_MIN_PIECE) {
+        return position;
+    }
+    npy_intp begin = position / runs->total * runs->total;
+    npy_intp within = position - begin;
+    begin += within / runs->length * runs->length;
+    within %= runs->length;
+    within -= within % NPY_DEFERRED_BLOCK_UNIT;
+    /* The rest of a run is not short, unless it is all of it. */
+    npy_intp run = PyArray_MIN(runs->length, runs->total - begin % runs->total);
+    if (run - within < NPY_DEFERRED_BLOCK_UNIT) {
+        within -= NPY_DEFERRED_BLOCK_UNIT;
+    }
+    return begin + (within > NPY_DEFERRED_BLOCK_UNIT ? within : 0);
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_piece_length(const npy_deferred_walk *walk, npy_intp start,
+                          npy_intp wanted)
+{
+    npy_intp rest = PyArray_SIZE(walk->out) - start;
+    npy_intp unaligned = walk->iter == NULL ? start % NPY_DEFERRED_BLOCK_UNIT : 0;
+    if (rest <= wanted && unaligned == 0) {
+        return rest;
+    }
+    if (walk->iter == NULL) {
+        /* Whole units, also of what comes after it. */
+        npy_intp most = rest - NPY_DEFERRED_BLOCK_UNIT;
+        wanted = PyArray_MIN(wanted, most);
+        return wanted - wanted % NPY_DEFERRED_BLOCK_UNIT;
+    }
+    npy_intp end = npy_deferred_piece_start(walk, start + wanted);
+    return end > start ? end - start : wanted;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_evaluators_free(npy_deferred_evaluator *evaluators, int n)
+{
+    run_state *first = &evaluators[0].state;
+    for (int i = 1; i < n; i++) {
+        run_state *state = &evaluators[i].state;
+        for (int j = 0; state->plan != NULL && j < first->plan->nsteps; j++) {
+            first->plan->steps[j].status |= state->plan->steps[j].status;
+        }
+        release_state(state);
+    }
+    PyMem_RawFree(first->scratch);
+    PyMem_Free(evaluators);
 }

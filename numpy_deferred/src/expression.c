@@ -31,6 +31,9 @@
 #include "lowlevel_strided_loops.h"
 #include "profile.h"
 
+/* What became of a try to feed a consumer, beside what others return. */
+#define TRY_AGAIN 3
+
 static int
 add_operand(npy_deferred_expression *expression, PyArrayObject *array, int limit)
 {
@@ -271,11 +274,13 @@ add_error(npy_deferred_errors *errors, npy_deferred_node *node, int copied, int 
     return 0;
 }
 
-/* Returns as npy_deferred_execute. */
+/* Returns as npy_deferred_execute, or as the consumer does. */
 static int
-run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk, npy_deferred_errors *errors)
+run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
+         npy_deferred_consumer *consumer, npy_deferred_errors *errors)
 {
-    int result = npy_deferred_execute(plan, walk);
+    int result = consumer == NULL ? npy_deferred_execute(plan, walk)
+                                  : consumer->consume(consumer, plan, walk);
     if (result != 0) {
         return result;
     }
@@ -295,7 +300,8 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk, npy_deferred_errors *
 /* Returns 0; 1 when the expression cannot run in one walk; or as execute does. */
 static int
 evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
-               npy_deferred_target target, npy_deferred_errors *errors)
+               npy_deferred_target target, npy_deferred_consumer *consumer,
+               npy_deferred_errors *errors)
 {
     npy_deferred_walk walk;
     npy_deferred_plan *plan = NULL;
@@ -306,7 +312,7 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     int result = npy_deferred_plan_get(&walk, target, &plan);
     if (result == 0) {
         npy_deferred_profile_plan(plan, &walk);
-        result = run_plan(plan, &walk, errors);
+        result = run_plan(plan, &walk, consumer, errors);
         npy_deferred_plan_release(plan);
     }
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {
@@ -490,7 +496,7 @@ try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *ou
     if (result != 0) {
         return result;
     }
-    result = evaluate_fused(&expression, out, target, errors);
+    result = evaluate_fused(&expression, out, target, NULL, errors);
     if (result == NPY_DEFERRED_INTERRUPTED) {
         return result;
     }
@@ -543,6 +549,52 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }
+    }
+    return result;
+}
+
+/* One try.  Returns 0; 1: not in one walk; 2 to try again; INTERRUPTED; -1: exception.
+ */
+static int
+try_to_feed(npy_deferred_node *root, PyArrayObject *out,
+            npy_deferred_consumer *consumer, npy_deferred_errors *errors)
+{
+    npy_deferred_expression expression;
+    if (npy_deferred_collect(root, &expression) < 0) {
+        return 1;
+    }
+    int result = check_operands(&expression);
+    if (result == 0) {
+        result = calculate_inner(root, out, &expression, 0);
+    }
+    if (result != 0) {
+        return result < 0 ? -1 : TRY_AGAIN;
+    }
+    npy_deferred_profile_expression(&expression, out);
+    return evaluate_fused(&expression, out, NPY_DEFERRED_FRESH, consumer, errors);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_feed(PyArrayObject *array, npy_deferred_consumer *consumer,
+                  npy_deferred_errors *errors)
+{
+    npy_deferred_node *root = npy_deferred_node_of(array);
+    /* Where nothing else lies, so that no iterator sees an overlap. */
+    void *guard = ((PyArrayObject_fields *)array)->data;
+    PyArrayObject *out = npy_deferred_array_over(array, guard);
+    int result = out == NULL ? -1 : TRY_AGAIN;
+    while (result == TRY_AGAIN || result == NPY_DEFERRED_INTERRUPTED) {
+        result = is_done(array) ? 1 : try_to_feed(root, out, consumer, errors);
+        if (result == NPY_DEFERRED_INTERRUPTED && PyErr_CheckSignals() < 0) {
+            result = -1;
+        }
+    }
+    Py_XDECREF(out);
+    if (result != 0) {
+        npy_deferred_errors_clear(errors);
+    }
+    if (result < 0 && !PyErr_Occurred()) {
+        PyErr_NoMemory();
     }
     return result;
 }

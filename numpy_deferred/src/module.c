@@ -255,12 +255,13 @@ static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
-    return Py_BuildValue(
-            "{sn sn sn sn sn sn sn sn sn sn}", "pending", npy_deferred_npending, "held",
-            npy_deferred_total_held_bytes(), "cached", npy_deferred_cached_bytes(),
-            "captured", counters->captured, "exposed", counters->exposed, "calculated",
-            counters->calculated, "fused", counters->fused, "released",
-            counters->released, "flushed", counters->flushed, "late", counters->late);
+    return Py_BuildValue("{sn sn sn sn sn sn sn sn sn sn sn}", "pending",
+                         npy_deferred_npending, "held", npy_deferred_total_held_bytes(),
+                         "cached", npy_deferred_cached_bytes(), "captured",
+                         counters->captured, "exposed", counters->exposed, "calculated",
+                         counters->calculated, "fused", counters->fused, "reduced",
+                         counters->reduced, "released", counters->released, "flushed",
+                         counters->flushed, "late", counters->late);
 }
 
 /* The marks that ndarray.flags shows; a flags object of no array has none. */

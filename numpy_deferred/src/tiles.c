@@ -164,7 +164,8 @@ converting_load(npy_deferred_tile_type type, const PyArray_Descr *from)
     if (from->type_num == NPY_FLOAT) {
         return to_double ? NPY_DEFERRED_TILE_LOAD_FLOAT : -1;
     }
-    if (!PyTypeNum_ISINTEGER(from->type_num) && from->type_num != NPY_BOOL) {
+    /* Not booleans, whose bytes need not be 0 and 1. */
+    if (!PyTypeNum_ISINTEGER(from->type_num)) {
         return -1;
     }
     int has_sign = PyTypeNum_ISSIGNED(from->type_num);

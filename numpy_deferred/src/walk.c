@@ -438,6 +438,27 @@ npy_deferred_rows_next(npy_deferred_rows *rows)
 }
 
 NPY_NO_EXPORT int
+npy_deferred_walk_in_order(const npy_deferred_walk *walk)
+{
+    int last = walk->expression->noperands;
+    npy_intp stride = PyArray_ITEMSIZE(walk->out);
+    if (walk->iter == NULL) {
+        return walk->strides[last] == stride || PyArray_SIZE(walk->out) == 1;
+    }
+    npy_uint32 itflags = NIT_ITFLAGS(walk->iter);
+    int ndim = NIT_NDIM(walk->iter), nop = NIT_NOP(walk->iter);
+    npy_intp sizeof_axisdata = NIT_AXISDATA_SIZEOF(itflags, ndim, nop);
+    NpyIter_AxisData *axis = NIT_AXISDATA(walk->iter);
+    for (int i = 0; i < ndim; i++, NIT_ADVANCE_AXISDATA(axis, 1)) {
+        if (NAD_SHAPE(axis) != 1 && NAD_STRIDES(axis)[last] != stride) {
+            return 0;
+        }
+        stride *= NAD_SHAPE(axis);
+    }
+    return walk->rows || (NIT_OPITFLAGS(walk->iter)[last] & NPY_OP_ITFLAG_BUFNEVER);
+}
+
+NPY_NO_EXPORT int
 npy_deferred_walk_close(npy_deferred_walk *walk, int written)
 {
     if (walk->iter == NULL) {

@@ -140,6 +140,20 @@ def calculate_large(w):
     return y.sum(), y
 
 
+@program()
+def reduce_large(w):
+    """In several threads where there are, with a cast, and along an axis."""
+    x = np.ones(140_000)
+    square = x.reshape(140, 1000)
+    return (x * 3 + x).sum(), (x * 2 > 1).sum(), (square * 3 + square).max(axis=0)
+
+
+@program()
+def reduce_twice(w):
+    x = w.m * w.row
+    return x.mean(axis=0), x.sum(), np.fmax.reduce(w.h * 2, initial=None)
+
+
 # ---- read ----
 
 

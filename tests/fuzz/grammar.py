@@ -428,22 +428,25 @@ class Generator:
         source, value = self.expression(self.shape(), self.choose([0, 1, 2]))
         if not np.ndim(value):
             raise Rejected
-        axis = self.choose(["None", "0", "-1"])
+        axis = self.choose(["None", "0", "-1", "(0, -1)", "()"])
         name = self.choose(COMMON_BINARY if self.chance(0.6) else BINARY)
         extra = self.choose(
             ["", "", "", ", keepdims=True", f", dtype={self.dtype()!r}"]
         )
+        initial = self.choose(["", "", ", initial=2", ", initial=None"])
         return self.binding(
             self.choose(
                 [
                     f"np.{name}.reduce({source}, {axis}{extra})",
-                    f"np.{name}.reduce({source}, {axis}{extra})",
+                    f"np.{name}.reduce({source}, {axis}{extra}{initial})",
                     f"np.{name}.accumulate({source}, 0)",
                     f"np.{name}.reduceat({source}, [0, 1])",
                     f"np.{name}.outer({source}, {self.array(lambda a: a.size < 9)})",
                     f"{source}.sum({axis}{extra})",
                     f"{source}.cumsum()",
-                    f"{source}.max({axis})",
+                    f"{source}.max({axis}{initial})",
+                    f"{source}.mean({axis})",
+                    f"{source}.any({axis})",
                 ]
             )
         )
