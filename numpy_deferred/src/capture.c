@@ -479,7 +479,8 @@ capture_in_place(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *whe
     }
     PyArrayObject *result = call->op[nin];
     call->op[nin] = out;
-    captured = npy_deferred_exchange(out, result) ? 1 : AGAIN;
+    /* Where the memory limit has calculated one of them, calculating is the way on. */
+    captured = npy_deferred_exchange(out, result);
     Py_DECREF(result);
     return captured;
 }

@@ -128,7 +128,9 @@ WRITERS = {
     "diagonal": lambda a: _set(np.einsum("ii->i", a[:4].reshape(2, 2)), 1, 7.0),
     "matrix": lambda a: _set(a.view(np.matrix), (0, 1), 7.0),
     "masked array": lambda a: _set(np.ma.array(a, copy=False), 1, 7.0),
-    "as_strided": lambda a: _set(np.lib.stride_tricks.as_strided(a, (3,)), 1, 7.0),
+    "as_strided": lambda a: _set(
+        np.lib.stride_tricks.as_strided(a, (min(a.size, 3),)), 1, 7.0
+    ),
     "windows": lambda a: _set(
         np.lib.stride_tricks.sliding_window_view(a, 2, writeable=True), (1, 1), 7.0
     ),
@@ -243,7 +245,9 @@ HANDLES = {
     "record": lambda a: (lambda rec: lambda: _set(rec, "x", 7.0))(
         a.view([("x", "f8")])[1]
     ),
-    "as_strided": lambda a: _later(np.lib.stride_tricks.as_strided(a, (3,))),
+    "as_strided": lambda a: _later(
+        np.lib.stride_tricks.as_strided(a, (min(a.size, 3),))
+    ),
     "ndarray over array": lambda a: _later(np.ndarray((2,), "f8", a)),
     "ndarray over buffer": lambda a: _later(np.ndarray((2,), "f8", a.data)),
     "frombuffer": lambda a: _later(np.frombuffer(a)),
