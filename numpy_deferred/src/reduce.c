@@ -744,10 +744,11 @@ reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
 
 /*
  * What is given to a thread at a time: about so many elements, of which it does not
- * skip others before it has gone through so many.
+ * skip others before it has gone through so many.  Measured: where it skips others
+ * after 500, two threads take half as long again as one.
  */
 #define SHARE 32768
-#define MIN_SECTION 512
+#define MIN_SECTION 4096
 
 /* What all threads take their tasks from; all but the atomic ones is set before. */
 typedef struct job {
