@@ -93,7 +93,7 @@ class TestValues:
             v = vector(n)
             r = v * 2
             old = address(r)
-            r.sum()
+            np.deferred.calculate(r)
             assert address(r) != old
             x = r + 1
             expected = eager(lambda: r + 1)

@@ -198,6 +198,16 @@ def test_result_over_operands(char, shift, n):
                 compare.same(f"forth, {error}", run, shift, 0)
 
 
+def test_booleans_that_are_neither_0_nor_1():
+    """Any byte but 0 is true; a view can have written it."""
+    flags = np.zeros(1000, bool)
+    flags.view(np.uint8)[::3] = 3
+    with comparison() as compare:
+        for factor in (0.5, np.float32(0.5), 2):
+            compare.same(f"{factor}", lambda k=factor: flags * k + k)
+            compare.same(f"{factor} > 1", lambda k=factor: flags * k + k > 1)
+
+
 def test_nans_everywhere():
     """Units are given up for steps, in the middle of a calculation."""
     a, b = values("d", 300_000, 1).copy(), values("d", 300_000, 2)
