@@ -577,6 +577,9 @@ NPY_NO_EXPORT npy_deferred_plan *
 npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan);
+/* Let go what execute.c has bound a step to, if it has. */
+NPY_NO_EXPORT void
+npy_deferred_step_unbind(npy_deferred_step *step);
 
 /* ---- plan_cache.c: plans that are kept ---- */
 
@@ -587,8 +590,6 @@ npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
 /* Keep a plan, or free it. */
 NPY_NO_EXPORT void
 npy_deferred_plan_release(npy_deferred_plan *plan);
-NPY_NO_EXPORT void
-npy_deferred_plan_key_free(npy_deferred_plan_key *key);
 
 /* ---- tiles.c: steps that run together in registers ---- */
 

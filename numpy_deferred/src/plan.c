@@ -486,22 +486,23 @@ npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *w
 }
 
 NPY_NO_EXPORT void
+npy_deferred_step_unbind(npy_deferred_step *step)
+{
+    if (step->bound && step->is_cast) {
+        NPY_cast_info_xfree(&step->cast);
+    }
+    else if (step->bound) {
+        NPY_AUXDATA_FREE(step->auxdata);
+    }
+    step->bound = 0;
+}
+
+NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan)
 {
     for (int i = 0; i < plan->nsteps; i++) {
-        npy_deferred_step *step = &plan->steps[i];
-        if (!step->bound) {
-            continue;
-        }
-        if (step->is_cast) {
-            NPY_cast_info_xfree(&step->cast);
-        }
-        else {
-            NPY_AUXDATA_FREE(step->auxdata);
-        }
+        npy_deferred_step_unbind(&plan->steps[i]);
     }
-    if (plan->key != NULL) {
-        npy_deferred_plan_key_free(plan->key);
-    }
+    PyMem_Free(plan->key);
     PyMem_Free(plan);
 }

@@ -2,13 +2,15 @@
  * Plans that are kept: a line of code that runs again needs no new plan.
  *
  * A plan is kept under its *key*, all that it was made of: ufuncs, types, what
- * reads what, strides and sizes, as numbers.  The key owns references to the
- * objects among these, so that no other can come to have such an address.  Kept are
- * plans of walks directly along memory, with NumPy's own ufuncs, for a result that
- * nobody sees yet.  A plan is taken off while it runs, so it has one user.
+ * reads what, strides and sizes, as numbers.  Kept are plans of walks directly along
+ * memory, for a result that nobody sees yet, with NumPy's own ufuncs and types: these
+ * are never freed, so that nothing else comes to have their addresses, and need no
+ * references, which programs can count.  A plan is taken off while it runs, so it has
+ * one user.
  *
  * What a plan borrows from an expression is put in anew: its nodes and constants.
- * The loops that it is bound to stay, as they depend on types and strides only.
+ * The loops that it is bound to stay, as they depend on types and strides only, but
+ * for those of casts, which own references to types.
  *
  * All of it is guarded by the GIL.
  */
@@ -38,15 +40,13 @@
 
 struct npy_deferred_plan_key {
     uint64_t hash;
-    int nwords, nobjects;
-    uintptr_t *words;
-    PyObject *objects[]; /* owned */
+    int nwords;
+    uintptr_t words[];
 };
 
 typedef struct {
-    int nwords, nobjects;
+    int nwords;
     uintptr_t words[MAX_WORDS];
-    PyObject *objects[MAX_WORDS]; /* borrowed */
 } draft;
 
 static npy_deferred_plan *places[NPLACES];
@@ -58,16 +58,9 @@ add_word(draft *d, uintptr_t word)
 }
 
 static void
-add_object(draft *d, void *object)
-{
-    d->objects[d->nobjects++] = object;
-    add_word(d, (uintptr_t)object);
-}
-
-static void
 add_array(draft *d, PyArrayObject *array, npy_intp stride)
 {
-    add_object(d, PyArray_DESCR(array));
+    add_word(d, (uintptr_t)PyArray_DESCR(array));
     add_word(d, (PyArray_ISALIGNED(array) != 0) << 1 | (IsUintAligned(array) != 0));
     add_word(d, (uintptr_t)stride);
 }
@@ -93,12 +86,12 @@ static void
 add_node(draft *d, const npy_deferred_expression *expression,
          const npy_deferred_node *node)
 {
-    add_object(d, node->ufunc);
+    add_word(d, (uintptr_t)node->ufunc);
     add_word(d, (uintptr_t)node->method);
     add_word(d, (uintptr_t)node->order << 16 | (uintptr_t)node->rewrites << 8 |
                         (uintptr_t)PyArray_NDIM(node->array));
     for (int i = 0; i <= node->nin; i++) {
-        add_object(d, node->descrs[i]);
+        add_word(d, (uintptr_t)node->descrs[i]);
     }
     for (int i = 0; i < node->nin; i++) {
         add_word(d, input_word(expression, node->operands[i].array));
@@ -121,7 +114,7 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
             return 0;
         }
     }
-    d->nwords = d->nobjects = 0;
+    d->nwords = 0;
     add_word(d, (uintptr_t)expression->noperands << 16 | expression->nnodes);
     add_word(d, (uintptr_t)PyArray_SIZE(walk->out));
     add_word(d, (uintptr_t)PyArray_NDIM(walk->out));
@@ -147,13 +140,31 @@ hash_of(const draft *d)
     return hash;
 }
 
-NPY_NO_EXPORT void
-npy_deferred_plan_key_free(npy_deferred_plan_key *key)
+static int
+is_builtin(PyArray_Descr *descr)
 {
-    for (int i = 0; i < key->nobjects; i++) {
-        Py_DECREF(key->objects[i]);
+    PyArray_Descr *builtin = PyArray_DescrFromType(descr->type_num);
+    Py_DECREF(builtin);
+    return builtin == descr;
+}
+
+/* Whether neither the ufuncs nor the types of a walk are ever freed. */
+static int
+is_lasting(const npy_deferred_walk *walk)
+{
+    const npy_deferred_expression *expression = walk->expression;
+    int lasting = is_builtin(PyArray_DESCR(walk->out));
+    for (int i = 0; lasting && i < expression->noperands; i++) {
+        lasting = is_builtin(PyArray_DESCR(expression->operands[i]));
     }
-    PyMem_Free(key);
+    for (int i = 0; lasting && i < expression->nnodes; i++) {
+        const npy_deferred_node *node = expression->nodes[i];
+        lasting = npy_deferred_is_own_ufunc(node->ufunc);
+        for (int j = 0; lasting && j <= node->nin; j++) {
+            lasting = is_builtin(node->descrs[j]);
+        }
+    }
+    return lasting;
 }
 
 /*
@@ -161,26 +172,14 @@ npy_deferred_plan_key_free(npy_deferred_plan_key *key)
  * know that it may do without memory.
  */
 NPY_NOINLINE npy_deferred_plan_key *
-npy_deferred_make_key(const draft *d, const npy_deferred_expression *expression)
+npy_deferred_make_key(const draft *d)
 {
-    for (int i = 0; i < expression->nnodes; i++) {
-        if (!npy_deferred_is_own_ufunc(expression->nodes[i]->ufunc)) {
-            return NULL;
-        }
-    }
-    npy_deferred_plan_key *key =
-            PyMem_Malloc(sizeof(*key) + d->nobjects * sizeof(PyObject *) +
-                         d->nwords * sizeof(uintptr_t));
-    if (key == NULL) {
-        return NULL;
-    }
-    key->hash = hash_of(d);
-    key->nwords = d->nwords;
-    key->nobjects = d->nobjects;
-    key->words = (uintptr_t *)(key->objects + d->nobjects);
-    memcpy(key->words, d->words, d->nwords * sizeof(uintptr_t));
-    for (int i = 0; i < d->nobjects; i++) {
-        key->objects[i] = Py_NewRef(d->objects[i]);
+    size_t nbytes = d->nwords * sizeof(uintptr_t);
+    npy_deferred_plan_key *key = PyMem_Malloc(sizeof(*key) + nbytes);
+    if (key != NULL) {
+        key->hash = hash_of(d);
+        key->nwords = d->nwords;
+        memcpy(key->words, d->words, nbytes);
     }
     return key;
 }
@@ -222,8 +221,8 @@ npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
         }
     }
     int result = npy_deferred_plan_new(walk, target, plan);
-    if (result == 0 && may_be_kept) {
-        (*plan)->key = npy_deferred_make_key(&d, walk->expression);
+    if (result == 0 && may_be_kept && is_lasting(walk)) {
+        (*plan)->key = npy_deferred_make_key(&d);
     }
     return result;
 }
@@ -234,6 +233,11 @@ npy_deferred_plan_release(npy_deferred_plan *plan)
     if (plan->key == NULL) {
         npy_deferred_plan_free(plan);
         return;
+    }
+    for (int i = 0; i < plan->nsteps; i++) {
+        if (plan->steps[i].is_cast) {
+            npy_deferred_step_unbind(&plan->steps[i]);
+        }
     }
     npy_deferred_plan **place = &places[plan->key->hash % NPLACES];
     npy_deferred_plan *previous = *place;
