@@ -151,12 +151,21 @@ class Program:
     def view(self, which, i, _):
         self.keep(VIEWS[which % len(VIEWS)](self.pick(i)))
 
+    @staticmethod
+    def with_out(which):
+        """
+        A ufunc for `out=`: when the power of integers raises an exception, NumPy
+        writes back a buffer that it has not filled.
+        """
+        ufunc = BINARY[which % len(BINARY)]
+        return np.multiply if ufunc is np.power else ufunc
+
     def in_place(self, which, i, j):
         target = self.pick(i)
-        BINARY[which % len(BINARY)](target, self.pick(j), out=target)
+        self.with_out(which)(target, self.pick(j), out=target)
 
     def out_unsafe(self, which, i, j):
-        BINARY[which % len(BINARY)](
+        self.with_out(which)(
             self.pick(j), self.pick(j + 1), out=self.pick(i), casting="unsafe"
         )
 

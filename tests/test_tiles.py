@@ -58,6 +58,7 @@ SHAPES = (
     (65, 130),
     (2, 3, 200),
     (40, 3),
+    (100, 150),
 )
 
 
@@ -85,6 +86,8 @@ class Tree:
             args = [rng.randrange(low, nvalues) for _ in range(nin)]
             if rng.random() < 0.7 or i == size - 1:
                 args[0] = nvalues - 1
+            if all(np.ndim(x) == 0 for x in map(self.operand_or_array, args)):
+                args[0] = 0  # scalars alone run at once, and raise errors then
             self.steps.append((ufunc, rng.sample(args, nin)))
             nvalues += 1
         if rng.random() < 0.3:
@@ -92,6 +95,9 @@ class Tree:
                 (rng.choice(COMPARISONS), [nvalues - 1, rng.randrange(nvalues)])
             )
         self.drop_unread()
+
+    def operand_or_array(self, i):
+        return self.operands[i if i < len(self.operands) else 0]
 
     def drop_unread(self):
         """What nobody reads would raise errors in eager NumPy only."""
@@ -206,6 +212,22 @@ def test_booleans_that_are_neither_0_nor_1():
         for factor in (0.5, np.float32(0.5), 2):
             compare.same(f"{factor}", lambda k=factor: flags * k + k)
             compare.same(f"{factor} > 1", lambda k=factor: flags * k + k > 1)
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("special", ["nan", "zero"])
+def test_short_rows_run_again(char, threads, special, num_threads):
+    """Those that ran together with one that stores a NaN, or raises, and no others."""
+    num_threads(threads)
+    a = usual(char, 200 * 151, 1).reshape(200, 151)[:, 1:]
+    b, row = usual(char, 200, 2)[:, None], usual(char, 150, 3)
+    with comparison() as compare, np.errstate(all="warn"):
+        for i in (0, 31, 32, 100, 199):
+            view = np.empty((200, 151), char)[:, 1:]
+            view[...] = a
+            view[i, 7] = np.nan if special == "nan" else 0
+            compare.same(f"{special} in {i}", lambda v=view: (row / v + b) * v)
 
 
 def test_nans_everywhere():

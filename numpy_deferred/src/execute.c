@@ -493,21 +493,82 @@ run_direct(run_state *state, npy_intp start, npy_intp count)
     return run_blocks(state, count);
 }
 
+/* Short rows are looked after together, in turns of so many. */
+#define ROWS_AT_A_TIME 32
+
+static void
+use_row(run_state *state, const npy_deferred_rows *rows, npy_intp skipped)
+{
+    npy_deferred_plan *plan = state->plan;
+    for (int i = 0; i <= plan->out; i++) {
+        plan->values[i].data = rows->data[i] + skipped * plan->values[i].stride;
+    }
+}
+
+/*
+ * Run whole rows, each a block for the only program, and read the status after the
+ * last; REPEAT as run_units, for all of them.
+ */
+static int
+run_short_rows(run_state *state, npy_deferred_rows *rows, npy_intp nrows)
+{
+    npy_deferred_plan *plan = state->plan;
+    int nans = 0;
+    for (npy_intp i = 0; i < nrows; i++) {
+        use_row(state, rows, 0);
+        nans |= run_program(state, &plan->units[0], state->walk->runs.length);
+        npy_deferred_rows_next(rows);
+    }
+    if (nans || (state->wanted &&
+                 (npy_get_floatstatus_barrier((char *)plan) & state->wanted))) {
+        return REPEAT;
+    }
+    state->look_in -= nrows * state->walk->runs.length * plan->nsteps;
+    return state->look_in < 0 && is_interrupted(state) ? NPY_DEFERRED_INTERRUPTED : 0;
+}
+
+/* How many of the rows that are left, each `length`, run together; 0: none. */
+static npy_intp
+rows_together(const run_state *state, npy_intp skipped, npy_intp left)
+{
+    npy_intp length = state->walk->runs.length;
+    if (!state->by_units || state->plan->nunits != 1 ||
+        state->plan->units[0].machine == NULL || state->saved != NULL ||
+        state->into != NULL || skipped != 0 || length > state->block) {
+        return 0;
+    }
+    return PyArray_MIN(left / length, ROWS_AT_A_TIME);
+}
+
 static int
 run_rows(run_state *state, npy_intp start, npy_intp count)
 {
     npy_deferred_plan *plan = state->plan;
     npy_intp length = state->walk->runs.length;
     npy_intp skipped = start % length;
+    npy_intp together = 0; /* rows that are to be run again, one by one */
     char *into = state->into;
     npy_deferred_rows rows;
     int result = 0;
     npy_deferred_rows_begin(&rows, state->walk, start / length);
     while (count > 0 && result == 0) {
-        npy_intp n = PyArray_MIN(length - skipped, count);
-        for (int i = 0; i <= plan->out; i++) {
-            plan->values[i].data = rows.data[i] + skipped * plan->values[i].stride;
+        npy_intp nrows = together > 0 ? 0 : rows_together(state, skipped, count);
+        if (nrows > 0) {
+            npy_deferred_rows first = rows;
+            result = run_short_rows(state, &rows, nrows);
+            if (result == REPEAT) {
+                npy_clear_floatstatus_barrier((char *)state);
+                rows = first;
+                together = nrows;
+                result = 0;
+            }
+            else {
+                count -= nrows * length;
+            }
+            continue;
         }
+        npy_intp n = PyArray_MIN(length - skipped, count);
+        use_row(state, &rows, skipped);
         if (into != NULL) {
             plan->values[plan->out].data = into;
             into += n * plan->values[plan->out].stride;
@@ -515,6 +576,7 @@ run_rows(run_state *state, npy_intp start, npy_intp count)
         result = run_blocks(state, n);
         npy_deferred_rows_next(&rows);
         skipped = 0;
+        together -= together > 0;
         count -= n;
     }
     return result;

@@ -112,7 +112,8 @@ typedef struct {
 
 #define NPY_DEFERRED_TILE_MAX_ARGS 33
 
-/* Elements that a tile has at most: lengths should be multiples of it. */
+/* What a tile has at most; lengths should be multiples of it. */
+#define NPY_DEFERRED_TILE_BYTES 512
 #define NPY_DEFERRED_TILE_LENGTH 128
 
 /*

@@ -296,6 +296,14 @@ shortest_stride_length(PyArrayObject *array)
     return length;
 }
 
+/* Whether a row is as long as a tile, and as what loops may do otherwise at its end. */
+static int
+is_worth_a_row(npy_intp length, PyArrayObject *out)
+{
+    return length > NPY_DEFERRED_BLOCK_UNIT &&
+           length * PyArray_ITEMSIZE(out) >= NPY_DEFERRED_TILE_BYTES;
+}
+
 /* Over all operands and the result, which keep their types. */
 static NpyIter *
 new_iterator(const npy_deferred_walk *walk, npy_deferred_target target,
@@ -338,7 +346,7 @@ open_rows(npy_deferred_walk *walk, npy_deferred_target target)
     npy_uint32 itflags = NIT_ITFLAGS(walk->iter);
     int nop = NIT_NOP(walk->iter);
     npy_intp length = NAD_SHAPE(NIT_AXISDATA(walk->iter));
-    if (length <= NPY_DEFERRED_BLOCK_UNIT) {
+    if (!is_worth_a_row(length, walk->out)) {
         int closed = npy_deferred_walk_close(walk, 0);
         walk->iter = NULL;
         return closed;
@@ -377,7 +385,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     if (noperands > NPY_DEFERRED_MAX_OPERANDS) {
         return 0;
     }
-    if (shortest_stride_length(out) > NPY_DEFERRED_BLOCK_UNIT) {
+    if (is_worth_a_row(shortest_stride_length(out), out)) {
         int opened = open_rows(walk, target);
         if (opened != 0) {
             return opened;
