@@ -200,6 +200,7 @@ is_same_type(const npy_deferred_value *value, const npy_deferred_value *other)
     return value->descr->elsize == other->descr->elsize &&
            PyTypeNum_ISFLOAT(value->descr->type_num) ==
                    PyTypeNum_ISFLOAT(other->descr->type_num) &&
+           !PyTypeNum_ISCOMPLEX(value->descr->type_num) &&
            is_truth(value) == is_truth(other);
 }
 
