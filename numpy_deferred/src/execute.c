@@ -675,9 +675,12 @@ NPY_NO_EXPORT int
 npy_deferred_threads_for(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     npy_intp count = PyArray_SIZE(walk->out);
-    /* Steps that run in registers take a third of the time of a loop. */
+    /* Steps that run in registers take a third of the time of a loop, and so does
+     * what is read and written for them. */
     int nloops = npy_deferred_nloops(plan, walk);
-    nloops += (plan->nsteps - nloops) / 3;
+    if (nloops < plan->nsteps) {
+        nloops += (plan->nsteps - nloops + plan->out + 1) / 3;
+    }
     npy_intp shares = count / WORTH_A_THREAD * nloops +
                       count % WORTH_A_THREAD * nloops / WORTH_A_THREAD;
     if (shares < 2 || npy_deferred_get_num_threads() < 2 || writes_back(walk)) {
