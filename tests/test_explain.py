@@ -1,12 +1,13 @@
 """np.deferred.explain: what is pending, without calculating it."""
 
-import html.parser
 import re
 import sys
 import types
 
 import numpy as np
 import pytest
+
+from helpers.markup import text_of
 
 N = 10_000
 
@@ -122,21 +123,7 @@ def test_html(deferred):
     namespace = {"a": memory(N)}
     exec(source, namespace)
     text = np.deferred.explain(namespace["x"])._repr_html_()
-    opened = []
-
-    class Parser(html.parser.HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            opened.append(tag)
-
-        def handle_endtag(self, tag):
-            assert opened.pop() == tag
-
-        def handle_data(self, data):
-            seen.append(data)
-
-    seen = []
-    Parser().feed(text)
-    assert opened == []
+    seen = text_of(text)
     assert "<b>.py, line 1" in seen
 
 

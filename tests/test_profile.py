@@ -1,7 +1,6 @@
 """np.deferred.profile: what is calculated in a block, why, and what runs at once."""
 
 import gc
-import html.parser
 import json
 import os
 import threading
@@ -13,6 +12,7 @@ import numpy as np
 import numpy._core._multiarray_umath as core
 import pytest
 
+from helpers.markup import text_of
 from helpers.process import output_of, path_with_helpers
 
 N = 10_000
@@ -571,20 +571,7 @@ def test_html(profiled):
     namespace = {"a": memory(N)}
     exec(source, namespace)
     np.add(namespace["a"], 1, out=np.empty(N))
-    opened, seen = [], []
-
-    class Parser(html.parser.HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            opened.append(tag)
-
-        def handle_endtag(self, tag):
-            assert opened.pop() == tag
-
-        def handle_data(self, data):
-            seen.append(data)
-
-    Parser().feed(profiled._repr_html_())
-    assert opened == []
+    seen = text_of(profiled._repr_html_())
     assert "read: indexing, in <b>.py, line 2" in seen
     assert "out= is given" in seen
 

@@ -354,6 +354,10 @@ typedef struct {
  */
 NPY_NO_EXPORT int
 npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression);
+/* Which of the operands it is: one of them. */
+NPY_NO_EXPORT int
+npy_deferred_operand_index(const npy_deferred_expression *expression,
+                           PyArrayObject *array);
 /*
  * Whether a node fits the bounds, before it becomes pending.  Returns 0 when it
  * does; else its largest deferred operand is calculated, and the node must be

@@ -721,6 +721,15 @@ divide(division *d, const npy_deferred_plan *plan, npy_intp count)
     d->nparts = PyArray_MAX(count / part, 1);
 }
 
+static run_state
+new_state(npy_deferred_plan *plan, const npy_deferred_walk *walk)
+{
+    run_state state = {.plan = plan, .walk = walk};
+    state.iter = walk->rows ? NULL : walk->iter;
+    state.look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
+    return state;
+}
+
 static int
 prepare(run_state *state)
 {
@@ -826,11 +835,12 @@ run_here(run_state *state)
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
-    run_state state = {.plan = plan, .walk = walk};
+    run_state state = new_state(plan, walk);
     npy_deferred_progress progress;
-    state.iter = walk->rows ? NULL : walk->iter;
     state.progress = npy_deferred_progress_begin(&progress, PyArray_SIZE(walk->out));
-    state.look_in = walk->fresh || state.progress != NULL ? LOOK_EVERY : NPY_MAX_INTP;
+    if (state.progress != NULL) {
+        state.look_in = LOOK_EVERY;
+    }
     int nthreads = npy_deferred_threads_for(plan, walk);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
@@ -858,8 +868,7 @@ npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, in
     }
     /* The first one has the plan itself, which copies are made of before. */
     run_state *first = &evaluators[0].state;
-    *first = (run_state){.plan = plan, .walk = walk};
-    first->iter = walk->rows ? NULL : walk->iter;
+    *first = new_state(plan, walk);
     int result = 0;
     for (int i = 1; i < n && result == 0; i++) {
         result = copy_state(&evaluators[i].state, first);
@@ -868,7 +877,6 @@ npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, in
         npy_deferred_evaluators_free(evaluators, n);
         return NULL;
     }
-    first->look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
     bring_operands(walk);
     return evaluators;
 }

@@ -39,11 +39,8 @@ describe_input(const npy_deferred_expression *expression, npy_deferred_node *nod
         return Py_BuildValue("(si)", "operation",
                              npy_deferred_node_of(array)->position);
     }
-    int index = 0;
-    while (expression->operands[index] != array) {
-        index++;
-    }
-    return Py_BuildValue("(si)", "operand", index);
+    return Py_BuildValue("(si)", "operand",
+                         npy_deferred_operand_index(expression, array));
 }
 
 /* The root of an expression has no array where its result goes into another. */

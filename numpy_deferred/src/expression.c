@@ -103,6 +103,17 @@ collect(npy_deferred_node *root, npy_deferred_expression *expression, int max_op
 }
 
 NPY_NO_EXPORT int
+npy_deferred_operand_index(const npy_deferred_expression *expression,
+                           PyArrayObject *array)
+{
+    int i = 0;
+    while (expression->operands[i] != array) {
+        i++;
+    }
+    return i;
+}
+
+NPY_NO_EXPORT int
 npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression)
 {
     return collect(root, expression, NPY_DEFERRED_ALL_OPERANDS);

@@ -122,16 +122,6 @@ value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stri
     return slot;
 }
 
-static int
-operand_index(const npy_deferred_expression *expression, PyArrayObject *array)
-{
-    int i = 0;
-    while (expression->operands[i] != array) {
-        i++;
-    }
-    return i;
-}
-
 /*
  * Where the result of a node goes: into `out` if it is the last one and `out`
  * is what its loop would write to in eager NumPy.  Returns -1 when neither
@@ -276,7 +266,7 @@ find_arguments(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         }
         else {
             /* Operands are the first values. */
-            args[i] = operand_index(walk->expression, operand->array);
+            args[i] = npy_deferred_operand_index(walk->expression, operand->array);
         }
     }
 }
@@ -398,6 +388,11 @@ assign_slots(npy_deferred_plan *plan)
     }
 }
 
+/* Of a program, which has two steps or more: it has twice as many instructions as
+ * steps and three, and as many arguments and two. */
+#define CODE_PER_STEP 4
+#define ARGS_PER_STEP 2
+
 static npy_deferred_plan *
 allocate_plan(const npy_deferred_expression *expression)
 {
@@ -407,13 +402,12 @@ allocate_plan(const npy_deferred_expression *expression)
         nsteps += 1 + expression->nodes[i]->nin;
         nvalues += 1 + 2 * expression->nodes[i]->nin;
     }
-    /* A program has twice as many instructions as steps and three, of two or more. */
     npy_deferred_plan *plan = PyMem_Malloc(
             sizeof(*plan) + nvalues * sizeof(npy_deferred_value) +
             nsteps * (sizeof(npy_deferred_step) + sizeof(npy_deferred_slot) +
                       sizeof(npy_deferred_unit) +
-                      4 * sizeof(npy_deferred_tile_instruction) +
-                      2 * sizeof(npy_deferred_tile_arg)));
+                      CODE_PER_STEP * sizeof(npy_deferred_tile_instruction) +
+                      ARGS_PER_STEP * sizeof(npy_deferred_tile_arg)));
     if (plan == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -424,7 +418,8 @@ allocate_plan(const npy_deferred_expression *expression)
     plan->slots = (npy_deferred_slot *)(plan->values + nvalues);
     plan->units = (npy_deferred_unit *)(plan->slots + nsteps);
     plan->tile_code = (npy_deferred_tile_instruction *)(plan->units + nsteps);
-    plan->tile_args = (npy_deferred_tile_arg *)(plan->tile_code + 4 * nsteps);
+    plan->tile_args =
+            (npy_deferred_tile_arg *)(plan->tile_code + CODE_PER_STEP * nsteps);
     plan->nallocated = (int)nsteps;
     return plan;
 }
@@ -478,9 +473,9 @@ npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *w
         memcpy(copy->slots, plan->slots, plan->nslots * sizeof(*plan->slots));
         memcpy(copy->units, plan->units, plan->nunits * sizeof(*plan->units));
         memcpy(copy->tile_code, plan->tile_code,
-               4 * plan->nallocated * sizeof(*plan->tile_code));
+               CODE_PER_STEP * plan->nallocated * sizeof(*plan->tile_code));
         memcpy(copy->tile_args, plan->tile_args,
-               2 * plan->nallocated * sizeof(*plan->tile_args));
+               ARGS_PER_STEP * plan->nallocated * sizeof(*plan->tile_args));
     }
     return copy;
 }

@@ -75,11 +75,7 @@ input_word(const npy_deferred_expression *expression, PyArrayObject *array)
     if (npy_deferred_is(array)) {
         return (uintptr_t)npy_deferred_node_of(array)->position << 2 | 1;
     }
-    int i = 0;
-    while (expression->operands[i] != array) {
-        i++;
-    }
-    return (uintptr_t)i << 2 | 2;
+    return (uintptr_t)npy_deferred_operand_index(expression, array) << 2 | 2;
 }
 
 static void

@@ -91,7 +91,6 @@ typedef enum {
 static int
 operation_of(const PyUFuncObject *ufunc, int *traits)
 {
-    /* Of plans that are new; those that are kept have their programs. */
     const struct {
         PyObject *ufunc;
         int operation, traits;
