@@ -137,6 +137,59 @@ class Tree:
         return known[-1]
 
 
+#: On booleans; each is what a machine does with masks.
+CONNECTIVES = (
+    np.bitwise_and,
+    np.bitwise_or,
+    np.bitwise_xor,
+    np.logical_and,
+    np.logical_or,
+    np.multiply,
+    np.add,
+    np.not_equal,
+)
+
+
+class Question:
+    """A random connection of comparisons and flags; it may be counted as numbers."""
+
+    def __init__(self, rng, char, shape):
+        numbers = [Tree.operand(rng, char, shape, i, special=True) for i in range(4)]
+        numbers[0] = np.broadcast_to(numbers[0], shape)
+        odd = np.resize(np.arange(256, dtype="u1"), math.prod(shape)) % 5
+        flags = [rng.choice(LAYOUTS)(odd.view("?"), shape)]
+        self.parts = [numbers, flags]
+        self.choices = [rng.random() for _ in range(40)]
+        self.size = rng.randint(1, 9)
+
+    def __call__(self):
+        choices = iter(self.choices)
+
+        def choose(from_what):
+            return from_what[int(next(choices) * len(from_what))]
+
+        numbers, flags = self.parts
+        result = choose(COMPARISONS)(numbers[0], choose(numbers))
+        for _ in range(self.size):
+            other = choose(flags)
+            if next(choices) < 0.7:
+                other = choose(COMPARISONS)(choose(numbers), numbers[0])
+            operands = [result, other] if next(choices) < 0.5 else [other, result]
+            result = choose(CONNECTIVES)(*operands)
+            if next(choices) < 0.2:
+                result = ~result
+        return result if next(choices) < 0.6 else result * numbers[0] + numbers[0]
+
+
+@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_random_questions(char, shape):
+    rng = random.Random(f"questions {char}{shape}")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for i in range(40):
+            compare.same(f"question {i}", Question(rng, char, shape))
+
+
 def count_loops(tree):
     """Loops and steps of the plan, or None when there is none."""
     with np.deferredstate(True):
@@ -254,7 +307,10 @@ class TestLoops:
             (lambda a, b: a * b[0] + b.astype("f4"), (1, 3)),
             (lambda a, b: a * np.arange(N) + b, (1, 3)),
             (lambda a, b: a * b > b, (1, 2)),
-            (lambda a, b: (a * b > b) & (a < b), (3, 4)),
+            (lambda a, b: (a * b > b) & (a < b), (1, 4)),
+            (lambda a, b: ~(a > b) | (a < 2) ^ np.zeros(N, "?"), (1, 5)),
+            (lambda a, b: (a > b) * a + b, (1, 4)),
+            (lambda a, b: (np.zeros(N, "?") | np.ones(N, "?")) & (a < b), (2, 3)),
         ],
     )
     def test_count(self, function, expected):

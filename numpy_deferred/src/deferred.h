@@ -520,6 +520,7 @@ typedef struct {
     /* Set by tiles.c: what it is in a program, and which step's program that is. */
     npy_deferred_tile_type tile_type;
     int tile_operation;
+    int takes_masks;    /* instead of numbers */
     int joins;          /* the only reader of the result, or -1 */
     int banks, njoined; /* of it and those that join it */
     int is_idle;        /* a copy that programs do without */

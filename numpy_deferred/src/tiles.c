@@ -123,6 +123,32 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
     return -1;
 }
 
+/* Which operation a ufunc on booleans is, on masks, or -1. */
+static int
+truth_operation_of(const PyUFuncObject *ufunc)
+{
+    const struct {
+        PyObject *ufunc;
+        int operation;
+    } known[] = {
+            {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND},
+            {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR},
+            {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR},
+            {n_ops.invert, NPY_DEFERRED_TILE_INVERT},
+            {n_ops.logical_and, NPY_DEFERRED_TILE_AND},
+            {n_ops.logical_or, NPY_DEFERRED_TILE_OR},
+            {n_ops.multiply, NPY_DEFERRED_TILE_AND},
+            {n_ops.add, NPY_DEFERRED_TILE_OR},
+            {n_ops.not_equal, NPY_DEFERRED_TILE_XOR},
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
+        if (known[i].ufunc == (PyObject *)ufunc) {
+            return known[i].operation;
+        }
+    }
+    return -1;
+}
+
 static int
 is_binary(int operation)
 {
@@ -220,12 +246,55 @@ without_copy(const npy_deferred_plan *plan, int value)
         return value;
     }
     if (is_same_type(source, copy)) {
-        return copy->source;
+        return is_truth(source) && source->stride != 1 ? value : copy->source;
     }
     return source->stride == source->descr->elsize &&
                            converting_load(type_of(copy->descr), source->descr) >= 0
                    ? copy->source
                    : value;
+}
+
+/* The machine whose mask a value is, if only one step reads it. */
+static npy_deferred_tile_type
+type_of_mask(const npy_deferred_plan *plan, const npy_deferred_value *value)
+{
+    return is_truth(value) && value->writer >= 0 && value->nreaders == 1
+                   ? plan->steps[value->writer].tile_type
+                   : NPY_DEFERRED_TILE_NONE;
+}
+
+/* Whether the machine can have an operand of a step as a mask. */
+static int
+can_be_mask(const npy_deferred_value *value)
+{
+    return is_truth(value) && value->aligned && value->stride == 1;
+}
+
+/*
+ * Operations on booleans are done where those come from comparisons, by the machine
+ * of what was compared; and where they become numbers, by the machine of these.
+ */
+static npy_deferred_tile_type
+type_for_masks(const npy_deferred_plan *plan, const npy_deferred_step *step)
+{
+    const npy_deferred_value *first = &plan->values[step->args[0]];
+    const npy_deferred_value *result = &plan->values[step->args[step->nargs - 1]];
+    npy_deferred_tile_type type = type_of_mask(plan, first);
+    if (!result->aligned || result->stride != result->descr->elsize) {
+        return NPY_DEFERRED_TILE_NONE;
+    }
+    for (int i = 0; i < step->nargs - 1; i++) {
+        const npy_deferred_value *value = &plan->values[step->args[i]];
+        if (!can_be_mask(value)) {
+            return NPY_DEFERRED_TILE_NONE;
+        }
+        if (type == NPY_DEFERRED_TILE_NONE) {
+            type = type_of_mask(plan, value);
+        }
+    }
+    return step->is_cast      ? type_of(result->descr)
+           : is_truth(result) ? type
+                              : NPY_DEFERRED_TILE_NONE;
 }
 
 /* Whether the machine has it: a known operation, with elements side by side as result.
@@ -237,7 +306,19 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     step->tile_type = NPY_DEFERRED_TILE_NONE;
     step->joins = -1;
     step->banks = step->njoined = 1;
-    if (step->is_cast || !NPY_DEFERRED_HAVE_TILES) {
+    if (!NPY_DEFERRED_HAVE_TILES) {
+        return;
+    }
+    step->takes_masks = is_truth(&plan->values[step->args[0]]);
+    if (step->takes_masks) {
+        step->tile_operation = step->is_cast ? NPY_DEFERRED_TILE_ONE
+                                             : truth_operation_of(step->node->ufunc);
+        if (step->tile_operation >= 0) {
+            step->tile_type = type_for_masks(plan, step);
+        }
+        return;
+    }
+    if (step->is_cast) {
         return;
     }
     step->tile_operation = operation_of(step->node->ufunc, &traits);
@@ -317,7 +398,7 @@ needs_bank(const npy_deferred_plan *plan, int step, int i)
     const npy_deferred_value *as = &plan->values[plan->steps[step].args[i]];
     const npy_deferred_value *value =
             &plan->values[without_copy(plan, plan->steps[step].args[i])];
-    return joined(plan, step, i) >= 0 || !is_same_type(value, as) ||
+    return joined(plan, step, i) >= 0 || is_truth(as) || !is_same_type(value, as) ||
            (value->stride != 0 && value->stride != value->descr->elsize);
 }
 
@@ -355,7 +436,8 @@ join(npy_deferred_plan *plan, int index)
         npy_deferred_value *value = &plan->values[step->args[i]];
         npy_deferred_step *writer = &plan->steps[value->writer < 0 ? 0 : value->writer];
         if (value->writer < 0 || value->nreaders != 1 ||
-            writer->tile_type != step->tile_type || is_truth(value) ||
+            writer->tile_type != step->tile_type ||
+            is_truth(value) != step->takes_masks ||
             step->njoined + writer->njoined > NPY_DEFERRED_TILE_MAX_ARGS - 2) {
             continue;
         }
@@ -392,7 +474,8 @@ put_load(writing *w, pending_part at)
     int from = without_copy(w->plan, at.value);
     int same = is_same_type(&values[from], &values[at.value]);
     npy_intp stride = values[from].stride;
-    int operation = !same         ? converting_load(w->unit->type, values[from].descr)
+    int operation = is_truth(&values[at.value]) ? NPY_DEFERRED_TILE_LOAD_TRUTH
+                    : !same       ? converting_load(w->unit->type, values[from].descr)
                     : stride == 0 ? NPY_DEFERRED_TILE_LOAD_SCALAR
                     : stride == values[from].descr->elsize
                             ? NPY_DEFERRED_TILE_LOAD

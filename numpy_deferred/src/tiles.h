@@ -36,8 +36,8 @@ typedef enum {
 /*
  * Operations on a bank.  A binary one has its second operand in memory; in memory
  * for the whole tile, FROM_SCALAR; or in the next bank, FROM_BANK.  Of one that is
- * REVERSED that is the first operand.  Comparisons leave masks in a bank, which
- * is then to be stored.
+ * REVERSED that is the first operand.  Comparisons leave masks in a bank, all bits
+ * of an element or none, which are stored as booleans, or become numbers by ONE.
  */
 typedef enum {
     NPY_DEFERRED_TILE_ADD = 0,
@@ -60,6 +60,7 @@ typedef enum {
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
     NPY_DEFERRED_TILE_INVERT,
+    NPY_DEFERRED_TILE_ONE, /* of a mask: 1 where it is set, else 0 */
     NPY_DEFERRED_TILE_LOAD,
     NPY_DEFERRED_TILE_LOAD_SCALAR,
     NPY_DEFERRED_TILE_LOAD_STRIDED,
@@ -71,8 +72,9 @@ typedef enum {
     NPY_DEFERRED_TILE_LOAD_UINT16,
     NPY_DEFERRED_TILE_LOAD_INT8,
     NPY_DEFERRED_TILE_LOAD_UINT8,
+    NPY_DEFERRED_TILE_LOAD_TRUTH, /* booleans as a mask */
     NPY_DEFERRED_TILE_STORE,
-    NPY_DEFERRED_TILE_STORE_TRUTH, /* of a comparison, as booleans */
+    NPY_DEFERRED_TILE_STORE_TRUTH, /* a mask as booleans */
     NPY_DEFERRED_TILE_OPERATIONS,  /* how many there are */
 } npy_deferred_tile_operation;
 
