@@ -257,6 +257,27 @@ def test_result_over_operands(char, shift, n):
                 compare.same(f"forth, {error}", run, shift, 0)
 
 
+@pytest.mark.parametrize("char", "dfiL")
+@pytest.mark.parametrize("every", [-5, -4, -3, -2, -1, 2, 3, 4, 5, 16])
+def test_every_nth_element(char, every):
+    """Up to the end of the memory, beyond which AddressSanitizer sees what reads."""
+    with comparison() as compare:
+        for n in (1, 9, 64, 65, 128, 130, 1000, 20_000):
+            a = values(char, (n - 1) * abs(every) + 1, 1).copy()[::every]
+            b = values(char, n, 2)
+            compare.same(f"{n}", lambda a=a, b=b: (a * b + a) * (b - a))
+            compare.same(f"{n}, copied", lambda a=a, b=b: a.copy() * b + a * 2)
+
+
+@pytest.mark.parametrize("char", "df")
+def test_fields_that_are_no_multiple_apart(char):
+    """As in a packed structure: strides are not whole elements."""
+    records = np.zeros(1000, [("x", char), ("y", "u4"), ("z", "u2")])
+    records["x"] = values(char, 1000, 1)
+    with comparison() as compare, np.errstate(all="ignore"):
+        compare.same("x", lambda: records["x"] * records["x"] + 3 * records["x"])
+
+
 def test_booleans_that_are_neither_0_nor_1():
     """Any byte but 0 is true; a view can have written it."""
     flags = np.zeros(1000, bool)
