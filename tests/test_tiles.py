@@ -278,6 +278,16 @@ def test_fields_that_are_no_multiple_apart(char):
         compare.same("x", lambda: records["x"] * records["x"] + 3 * records["x"])
 
 
+@pytest.mark.parametrize("ufunc", COMPARISONS)
+def test_integers_with_and_without_a_sign(ufunc):
+    """Their comparison is one of numbers, though they have the same size."""
+    a, b = values("q", 1000, 1), values("Q", 1000, 2)
+    with comparison() as compare:
+        compare.same("qQ", lambda: ufunc(a + a, b + b))
+        compare.same("Qq", lambda: ufunc(b + b, a + a) & (a > 1))
+        compare.same("counted", lambda: ufunc(a, b) * a + a)
+
+
 def test_booleans_that_are_neither_0_nor_1():
     """Any byte but 0 is true; a view can have written it."""
     flags = np.zeros(1000, bool)

@@ -420,6 +420,9 @@ typedef struct {
     PyArrayObject *out; /* borrowed */
     NpyIter *iter;      /* owned; NULL: directly */
     int rows;           /* whether the iterator only tells where the rows are */
+    int packed;         /* or what is copied: see pack.c */
+    npy_bool packs[NPY_DEFERRED_MAX_OPERANDS];       /* which operands are */
+    npy_intp panel;                                  /* elements that are together */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
     npy_deferred_runs runs;
     int fresh;    /* nobody sees what is written before all of it is */
@@ -434,7 +437,7 @@ typedef struct {
 NPY_NO_EXPORT int
 npy_deferred_walk_open(npy_deferred_walk *walk,
                        const npy_deferred_expression *expression, PyArrayObject *out,
-                       npy_deferred_target target);
+                       npy_deferred_target target, int may_pack);
 NPY_NO_EXPORT int
 npy_deferred_walk_close(npy_deferred_walk *walk, int written);
 
@@ -452,6 +455,19 @@ npy_deferred_rows_begin(npy_deferred_rows *rows, const npy_deferred_walk *walk,
 /* After the last one comes the first. */
 NPY_NO_EXPORT void
 npy_deferred_rows_next(npy_deferred_rows *rows);
+/* ---- pack.c: operands that are copied on the way ---- */
+
+/*
+ * Have what lies otherwise than the result of an open walk packed, where that pays;
+ * returns whether it does.
+ */
+NPY_NO_EXPORT int
+npy_deferred_walk_pack(npy_deferred_walk *walk, int rows_are_short);
+/* Copy so many elements of an operand, from the start-th of the walk on; no GIL. */
+NPY_NO_EXPORT void
+npy_deferred_pack(const npy_deferred_walk *walk, int operand, npy_intp start,
+                  npy_intp count, char *to);
+
 /* Whether the result is gone through as it lies in memory, without gaps. */
 NPY_NO_EXPORT int
 npy_deferred_walk_in_order(const npy_deferred_walk *walk);
@@ -588,19 +604,28 @@ npy_deferred_step_unbind(npy_deferred_step *step);
 
 /* ---- plan_cache.c: plans that are kept ---- */
 
-/* As npy_deferred_plan_new; a plan that was kept, if there is one. */
+/*
+ * Open a walk for which there is a plan, and get that: one that was kept, if there
+ * is one.  Returns 0; 1 when there is none, or -1 with an exception set, and no walk
+ * is open then.
+ */
 NPY_NO_EXPORT int
-npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
-                      npy_deferred_plan **plan);
+npy_deferred_plan_get(npy_deferred_walk *walk,
+                      const npy_deferred_expression *expression, PyArrayObject *out,
+                      npy_deferred_target target, npy_deferred_plan **plan);
 /* Keep a plan, or free it. */
 NPY_NO_EXPORT void
 npy_deferred_plan_release(npy_deferred_plan *plan);
 
 /* ---- tiles.c: steps that run together in registers ---- */
 
+/* Whether all loops of an operation, whatever strides they have, give the same, but
+ * for which of two NaNs it is. */
+NPY_NO_EXPORT int
+npy_deferred_is_exact(const npy_deferred_node *node);
 /* Put the plan's steps together to units. */
 NPY_NO_EXPORT void
-npy_deferred_make_units(npy_deferred_plan *plan);
+npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
 /* What runs programs on this processor, or NULL. */
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type);

@@ -64,6 +64,7 @@ typedef struct {
     int nrepeated;    /* blocks that units could not do */
     char *scratch;    /* owned */
     char *saved;      /* in it: what a block of the result was before */
+    char *packs;      /* in it: the operands of a panel that are packed */
     npy_deferred_progress *progress; /* NULL: not shown */
     char *into; /* borrowed: instead of walk->out, from the start on; or NULL */
 } run_state;
@@ -232,12 +233,23 @@ use_scratch(run_state *state, int by_units)
     }
 }
 
+/* Bytes for a pack of an operand, or 0. */
+static npy_intp
+pack_bytes(const npy_deferred_walk *walk, int operand)
+{
+    if (!walk->packed || !walk->packs[operand]) {
+        return 0;
+    }
+    return walk->panel * PyArray_ITEMSIZE(walk->expression->operands[operand]) +
+           SLOT_ALIGNMENT;
+}
+
 static int
 allocate_scratch(run_state *state)
 {
     npy_deferred_plan *plan = state->plan;
     int by_units = has_units(plan, state->walk);
-    npy_intp slots = 0, saved = 0;
+    npy_intp slots = 0, saved = 0, packs = 0;
     state->step_block = PyArray_MIN(block_length(plan, 0), LOOK_EVERY);
     state->block = by_units ? block_length(plan, 1) : state->step_block;
     if (plan->nslots > 0) {
@@ -246,13 +258,17 @@ allocate_scratch(run_state *state)
     if (by_units && state->walk->overlaps) {
         saved = plan->values[plan->out].descr->elsize * state->block;
     }
-    if (slots + saved > 0) {
-        state->scratch = PyMem_RawMalloc(slots + saved);
+    for (int i = 0; i < plan->out; i++) {
+        packs += pack_bytes(state->walk, i);
+    }
+    if (slots + saved + packs > 0) {
+        state->scratch = PyMem_RawMalloc(slots + saved + packs);
         if (state->scratch == NULL) {
             PyErr_NoMemory();
             return -1;
         }
         state->saved = saved > 0 ? state->scratch + slots : NULL;
+        state->packs = state->scratch + slots + saved;
     }
     use_scratch(state, by_units);
     return 0;
@@ -612,13 +628,57 @@ run_iterator(run_state *state, npy_intp start, npy_intp count)
     return 0;
 }
 
+/* The operands and the result from there on, packed or where they lie. */
+static void
+use_panel(run_state *state, npy_intp start, npy_intp n)
+{
+    const npy_deferred_walk *walk = state->walk;
+    npy_deferred_plan *plan = state->plan;
+    char *packs = state->packs;
+    for (int i = 0; i <= plan->out; i++) {
+        npy_deferred_value *value = &plan->values[i];
+        PyArrayObject *array =
+                i < plan->out ? walk->expression->operands[i] : walk->out;
+        if (i < plan->out && walk->packs[i]) {
+            value->data = align_slot(packs);
+            npy_deferred_pack(walk, i, start, n, value->data);
+            packs += pack_bytes(walk, i);
+        }
+        else {
+            value->data = PyArray_BYTES(array) + start * value->stride;
+        }
+    }
+}
+
+static int
+run_panels(run_state *state, npy_intp start, npy_intp count)
+{
+    const npy_deferred_walk *walk = state->walk;
+    npy_deferred_value *out = &state->plan->values[state->plan->out];
+    char *into = state->into;
+    int result = 0;
+    while (count > 0 && result == 0) {
+        npy_intp n = PyArray_MIN(walk->panel - start % walk->panel, count);
+        use_panel(state, start, n);
+        if (into != NULL) {
+            out->data = into;
+            into += n * out->stride;
+        }
+        result = run_blocks(state, n);
+        start += n;
+        count -= n;
+    }
+    return result;
+}
+
 /* Run `count` elements from the `start`th on.  Needs no GIL. */
 static int
 run_range(run_state *state, npy_intp start, npy_intp count)
 {
-    return state->iter != NULL ? run_iterator(state, start, count)
-           : state->walk->rows ? run_rows(state, start, count)
-                               : run_direct(state, start, count);
+    return state->iter != NULL   ? run_iterator(state, start, count)
+           : state->walk->rows   ? run_rows(state, start, count)
+           : state->walk->packed ? run_panels(state, start, count)
+                                 : run_direct(state, start, count);
 }
 
 /* ---- in several threads ---- */
@@ -660,6 +720,7 @@ run_parts(void *argument, int thread)
             __atomic_store_n(&d->result, result, __ATOMIC_RELAXED);
         }
     }
+    npy_deferred_end_streams();
 }
 
 /* Whether the iterator has a copy of an operand, which it writes back once. */
@@ -700,6 +761,9 @@ static npy_intp
 unit_of(const run_state *state)
 {
     const npy_deferred_walk *walk = state->walk;
+    if (walk->packed) {
+        return walk->panel;
+    }
     if (walk->iter != NULL) {
         return walk->runs.total < PyArray_SIZE(walk->out) ? walk->runs.total
                                                           : walk->runs.length;
@@ -725,7 +789,7 @@ static run_state
 new_state(npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     run_state state = {.plan = plan, .walk = walk};
-    state.iter = walk->rows ? NULL : walk->iter;
+    state.iter = walk->rows || walk->packed ? NULL : walk->iter;
     state.look_in = walk->fresh ? LOOK_EVERY : NPY_MAX_INTP;
     return state;
 }
@@ -829,7 +893,9 @@ run_here(run_state *state)
         return -1;
     }
     npy_clear_floatstatus_barrier((char *)state);
-    return run_range(state, 0, PyArray_SIZE(state->walk->out));
+    int result = run_range(state, 0, PyArray_SIZE(state->walk->out));
+    npy_deferred_end_streams();
+    return result;
 }
 
 NPY_NO_EXPORT int

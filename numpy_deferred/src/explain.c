@@ -126,21 +126,16 @@ describe_future(const npy_deferred_expression *expression, PyArrayObject *array)
     if (out == NULL) {
         return NULL;
     }
-    int opened = npy_deferred_walk_open(&walk, expression, out, NPY_DEFERRED_FRESH);
-    if (opened > 0) {
-        int result = npy_deferred_plan_new(&walk, NPY_DEFERRED_FRESH, &plan);
-        if (result == 0) {
-            described = npy_deferred_describe_plan(plan, &walk);
-            npy_deferred_plan_free(plan);
-        }
-        else if (result > 0) {
-            described = Py_NewRef(Py_None);
-        }
+    int result =
+            npy_deferred_plan_get(&walk, expression, out, NPY_DEFERRED_FRESH, &plan);
+    if (result == 0) {
+        described = npy_deferred_describe_plan(plan, &walk);
+        npy_deferred_plan_release(plan);
         if (npy_deferred_walk_close(&walk, 0) < 0) {
             Py_CLEAR(described);
         }
     }
-    else if (opened == 0) {
+    else if (result > 0) {
         described = Py_NewRef(Py_None);
     }
     Py_DECREF(out);

@@ -316,16 +316,13 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
 {
     npy_deferred_walk walk;
     npy_deferred_plan *plan = NULL;
-    int opened = npy_deferred_walk_open(&walk, expression, out, target);
-    if (opened <= 0) {
-        return opened < 0 ? -1 : 1;
+    int result = npy_deferred_plan_get(&walk, expression, out, target, &plan);
+    if (result != 0) {
+        return result;
     }
-    int result = npy_deferred_plan_get(&walk, target, &plan);
-    if (result == 0) {
-        npy_deferred_profile_plan(plan, &walk);
-        result = run_plan(plan, &walk, consumer, errors);
-        npy_deferred_plan_release(plan);
-    }
+    npy_deferred_profile_plan(plan, &walk);
+    result = run_plan(plan, &walk, consumer, errors);
+    npy_deferred_plan_release(plan);
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {
         result = -1;
     }

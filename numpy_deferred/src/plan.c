@@ -85,11 +85,12 @@ has_type(npy_deferred_value *value, PyArray_Descr *descr)
 /*
  * The value as a loop wants it: with the loop's type, and with the stride that
  * the loop would see in eager NumPy.  That is the value itself, or a slot with
- * a cast or copy of it.  Returns -1 when it cannot be had.
+ * a cast or copy of it.  Returns -1 when it cannot be had; where `any_stride`
+ * will do, it is what can be had, and `any_stride` becomes -1.
  */
 static int
 value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stride,
-         npy_deferred_node *node)
+         npy_deferred_node *node, int *any_stride)
 {
     npy_deferred_value *given = &plan->values[value];
     if (has_type(given, descr) && given->stride == stride) {
@@ -97,7 +98,14 @@ value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stri
     }
     int constant = stride == 0;
     if (constant ? given->stride != 0 : stride != descr->elsize) {
-        return -1;
+        if (!*any_stride) {
+            return -1;
+        }
+        *any_stride = -1;
+        if (has_type(given, descr)) {
+            return value;
+        }
+        constant = given->stride == 0;
     }
     /*
      * Consumers share a cast, unless it can raise floating-point errors:
@@ -125,18 +133,26 @@ value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stri
 /*
  * Where the result of a node goes: into `out` if it is the last one and `out`
  * is what its loop would write to in eager NumPy.  Returns -1 when neither
- * that nor a slot will do.
+ * that nor a slot will do; any stride as in value_as.
  */
 static int
 result_value(npy_deferred_plan *plan, npy_deferred_node *node, int is_root,
-             npy_intp stride)
+             npy_intp stride, int *any_stride)
 {
     PyArray_Descr *descr = node->descrs[node->nin];
     npy_deferred_value *out = &plan->values[plan->out];
-    if (is_root && has_type(out, descr) && out->stride == stride) {
+    int is_out = is_root && has_type(out, descr);
+    if (is_out && out->stride == stride) {
         return plan->out;
     }
-    return stride == descr->elsize ? add_slot(plan, descr) : -1;
+    if (stride == descr->elsize) {
+        return add_slot(plan, descr);
+    }
+    if (!*any_stride) {
+        return -1;
+    }
+    *any_stride = -1;
+    return is_out ? plan->out : add_slot(plan, descr);
 }
 
 /*
@@ -226,7 +242,8 @@ has_short_run(const npy_deferred_runs *runs)
  */
 static npy_intp
 doubtful_length(const npy_deferred_node *node, const npy_deferred_walk *walk,
-                npy_deferred_target target, const npy_deferred_runs *eager)
+                npy_deferred_target target, const npy_deferred_runs *eager,
+                int has_other_strides)
 {
     const npy_deferred_runs *runs = &walk->runs;
     int same_walk = walk->expression->nnodes == 1 && target != NPY_DEFERRED_ASSIGN &&
@@ -236,6 +253,9 @@ doubtful_length(const npy_deferred_node *node, const npy_deferred_walk *walk,
     if ((ufunc != n_ops.add && ufunc != n_ops.multiply) ||
         (type != NPY_FLOAT && type != NPY_DOUBLE)) {
         return 0;
+    }
+    if (has_other_strides) {
+        return NPY_MAX_INTP;
     }
     /* What eager NumPy writes over an input it may do otherwise. */
     if (!node->rewrites && runs->length == eager->length &&
@@ -290,11 +310,15 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
             0) {
             return -1;
         }
+        /* An operation that rounds correctly gives the same for all strides but for
+         * NaNs, for which a result may be thrown away that nobody sees. */
+        int any_stride = target == NPY_DEFERRED_FRESH && npy_deferred_is_exact(node);
         int trivial = 1;
         for (int j = 0; j < node->nin; j++) {
             PyArrayObject *input = node->operands[j].array;
             int step = plan->nsteps;
-            args[j] = value_as(plan, args[j], node->descrs[j], strides[j], node);
+            args[j] = value_as(plan, args[j], node->descrs[j], strides[j], node,
+                               &any_stride);
             if (args[j] < 0) {
                 return 1;
             }
@@ -306,14 +330,14 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                 plan->steps[step].leads = !copied;
             }
         }
-        results[i] = result_value(plan, node, is_root, strides[node->nin]);
+        results[i] = result_value(plan, node, is_root, strides[node->nin], &any_stride);
         if (results[i] < 0) {
             return 1;
         }
         args[node->nin] = results[i];
         npy_deferred_step *step = add_step(plan, node, node->nin + 1);
         memcpy(step->args, args, sizeof(args));
-        step->doubtful = doubtful_length(node, walk, target, &runs);
+        step->doubtful = doubtful_length(node, walk, target, &runs, any_stride < 0);
         if (step->doubtful > 0 && target != NPY_DEFERRED_FRESH) {
             return 1;
         }
@@ -449,7 +473,7 @@ npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
         return status;
     }
     note_uses(plan);
-    npy_deferred_make_units(plan);
+    npy_deferred_make_units(plan, walk);
     assign_slots(plan);
     *result = plan;
     return 0;

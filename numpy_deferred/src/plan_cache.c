@@ -2,8 +2,8 @@
  * Plans that are kept: a line of code that runs again needs no new plan.
  *
  * A plan is kept under its *key*, all that it was made of: ufuncs, types, what
- * reads what, strides and sizes, as numbers.  Kept are plans of walks directly along
- * memory, for a result that nobody sees yet, with NumPy's own ufuncs and types: these
+ * reads what, shapes and strides, as numbers.  Kept are plans for a result that
+ * nobody sees yet, with NumPy's own ufuncs and types: these
  * are never freed, so that nothing else comes to have their addresses, and need no
  * references, which programs can count.  A plan is taken off while it runs, so it has
  * one user.
@@ -31,10 +31,11 @@
 
 /* Plans that may be kept; each has its place, which the key tells. */
 #define NPLACES 128
-/* Of the result and in all; and for each operand and each node. */
-#define WORDS_HEAD 8
+/* Of the result and in all; for each operand and each node; and for their layouts. */
+#define WORDS_HEAD 10
 #define WORDS_OPERAND 3
 #define WORDS_NODE (5 + 2 * NPY_DEFERRED_MAX_NIN)
+#define WORDS_LAYOUT(ndim) (1 + 2 * (ndim))
 /* Larger expressions are not kept. */
 #define MAX_WORDS 1024
 
@@ -63,6 +64,17 @@ add_array(draft *d, PyArrayObject *array, npy_intp stride)
     add_word(d, (uintptr_t)PyArray_DESCR(array));
     add_word(d, (PyArray_ISALIGNED(array) != 0) << 1 | (IsUintAligned(array) != 0));
     add_word(d, (uintptr_t)stride);
+}
+
+static void
+add_layout(draft *d, PyArrayObject *array)
+{
+    int ndim = PyArray_NDIM(array);
+    add_word(d, (uintptr_t)ndim);
+    for (int i = 0; i < ndim; i++) {
+        add_word(d, (uintptr_t)PyArray_DIM(array, i));
+        add_word(d, (uintptr_t)PyArray_STRIDE(array, i));
+    }
 }
 
 /* What a node reads: a constant, a node, or an operand. */
@@ -99,28 +111,43 @@ static int
 make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
 {
     const npy_deferred_expression *expression = walk->expression;
-    int bound = WORDS_HEAD + WORDS_OPERAND * expression->noperands +
-                WORDS_NODE * expression->nnodes;
-    if (target != NPY_DEFERRED_FRESH || walk->iter != NULL || bound > MAX_WORDS ||
+    int noperands = expression->noperands, nnodes = expression->nnodes;
+    int bound = WORDS_HEAD + WORDS_OPERAND * noperands + WORDS_NODE * nnodes;
+    if (walk->iter != NULL) {
+        bound += (1 + noperands + nnodes) * WORDS_LAYOUT(PyArray_NDIM(walk->out));
+    }
+    if (target != NPY_DEFERRED_FRESH || bound > MAX_WORDS ||
         PyArray_SIZE(walk->out) <= 1) {
         return 0;
     }
-    for (int i = 0; i < expression->nnodes; i++) {
+    for (int i = 0; i < nnodes; i++) {
         if (expression->nodes[i]->array == NULL) {
             return 0;
         }
     }
     d->nwords = 0;
-    add_word(d, (uintptr_t)expression->noperands << 16 | expression->nnodes);
+    add_word(d, (uintptr_t)noperands << 16 | nnodes);
     add_word(d, (uintptr_t)PyArray_SIZE(walk->out));
     add_word(d, (uintptr_t)PyArray_NDIM(walk->out));
     add_word(d, (uintptr_t)npy_deferred_buffer_size());
-    add_array(d, walk->out, walk->strides[expression->noperands]);
-    for (int i = 0; i < expression->noperands; i++) {
+    add_array(d, walk->out, walk->strides[noperands]);
+    for (int i = 0; i < noperands; i++) {
         add_array(d, expression->operands[i], walk->strides[i]);
     }
-    for (int i = 0; i < expression->nnodes; i++) {
+    for (int i = 0; i < nnodes; i++) {
         add_node(d, expression, expression->nodes[i]);
+    }
+    if (walk->iter == NULL) {
+        return 1;
+    }
+    /* Else what eager NumPy's iterators would do depends on all of it. */
+    add_word(d, (uintptr_t)walk->rows << 1 | walk->packed);
+    add_layout(d, walk->out);
+    for (int i = 0; i < noperands; i++) {
+        add_layout(d, expression->operands[i]);
+    }
+    for (int i = 0; i < nnodes; i++) {
+        add_layout(d, expression->nodes[i]->array);
     }
     return 1;
 }
@@ -199,9 +226,10 @@ renew(npy_deferred_plan *plan, const npy_deferred_expression *expression)
     }
 }
 
-NPY_NO_EXPORT int
-npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
-                      npy_deferred_plan **plan)
+/* As npy_deferred_plan_new. */
+static int
+get_plan(const npy_deferred_walk *walk, npy_deferred_target target,
+         npy_deferred_plan **plan)
 {
     draft d;
     int may_be_kept = make_draft(&d, walk, target);
@@ -219,6 +247,32 @@ npy_deferred_plan_get(const npy_deferred_walk *walk, npy_deferred_target target,
     int result = npy_deferred_plan_new(walk, target, plan);
     if (result == 0 && may_be_kept && is_lasting(walk)) {
         (*plan)->key = npy_deferred_make_key(&d);
+    }
+    return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_plan_get(npy_deferred_walk *walk,
+                      const npy_deferred_expression *expression, PyArrayObject *out,
+                      npy_deferred_target target, npy_deferred_plan **plan)
+{
+    int may_pack = 1, result = 1;
+    while (result > 0) {
+        int opened = npy_deferred_walk_open(walk, expression, out, target, may_pack);
+        if (opened <= 0) {
+            return opened < 0 ? -1 : 1;
+        }
+        result = get_plan(walk, target, plan);
+        if (result == 0) {
+            return 0;
+        }
+        if (npy_deferred_walk_close(walk, 0) < 0) {
+            return -1;
+        }
+        if (!walk->packed) {
+            break;
+        }
+        may_pack = 0;
     }
     return result;
 }

@@ -123,6 +123,24 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
     return -1;
 }
 
+static int
+has_traits(int traits, const PyArray_Descr *descr)
+{
+    int needed = PyTypeNum_ISFLOAT(descr->type_num)      ? FLOATS
+                 : PyTypeNum_ISUNSIGNED(descr->type_num) ? UNSIGNED
+                                                         : SIGNED;
+    return (traits & needed) != 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_exact(const npy_deferred_node *node)
+{
+    int traits, operation = operation_of(node->ufunc, &traits);
+    return operation >= 0 && operation < NPY_DEFERRED_TILE_NEGATIVE &&
+           type_of(node->descrs[0]) != NPY_DEFERRED_TILE_NONE &&
+           has_traits(traits, node->descrs[0]);
+}
+
 /* Which operation a ufunc on booleans is, on masks, or -1. */
 static int
 truth_operation_of(const PyUFuncObject *ufunc)
@@ -325,19 +343,20 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     if (step->tile_operation < 0) {
         return;
     }
+    const PyArray_Descr *descr = step->node->descrs[0];
     npy_deferred_tile_type type = type_of(step->node->descrs[0]);
-    int type_num = step->node->descrs[0]->type_num;
-    int needed = PyTypeNum_ISFLOAT(type_num)    ? FLOATS
-                 : PyTypeNum_ISSIGNED(type_num) ? SIGNED
-                                                : UNSIGNED;
-    if (!(traits & needed) || type == NPY_DEFERRED_TILE_NONE) {
+    if (type == NPY_DEFERRED_TILE_NONE || !has_traits(traits, descr)) {
         return;
     }
     for (int i = 0; i < step->nargs; i++) {
         const npy_deferred_value *value = &plan->values[step->args[i]];
         int is_result = i == step->nargs - 1;
-        if ((type_of(value->descr) != type && !(is_result && is_truth(value))) ||
-            !value->aligned || value->stride == NPY_MAX_INTP ||
+        /* Comparisons may have one operand with a sign, and one without. */
+        int fits = type_of(value->descr) == type &&
+                   PyTypeNum_ISUNSIGNED(value->descr->type_num) ==
+                           PyTypeNum_ISUNSIGNED(descr->type_num);
+        if (!(fits || (is_result && is_truth(value))) || !value->aligned ||
+            value->stride == NPY_MAX_INTP ||
             (is_result && value->stride != value->descr->elsize)) {
             return;
         }
@@ -360,6 +379,21 @@ typedef struct {
     npy_deferred_unit *unit;
     int position; /* of the instruction written last */
 } writing;
+
+/*
+ * A result of so many bytes is written past the cache, as the processor would else
+ * read from memory first what is then overwritten.  Measured on two arrays, with
+ * 32 MB of L3 cache: from 8 MB on expressions take 0.75 to 0.95 of the time, also
+ * with a reader of the result; with 4 MB such a reader takes a tenth longer.
+ */
+#define STREAM_BYTES (6 << 20)
+
+/* Not where operands are, which are in the cache when they are overwritten. */
+static int
+is_streamed(const npy_deferred_walk *walk)
+{
+    return !walk->overlaps && PyArray_NBYTES(walk->out) >= STREAM_BYTES;
+}
 
 static int
 argument(writing *w, int value, npy_deferred_tile_access access)
@@ -520,8 +554,8 @@ put_step(writing *w, pending_part at, pending_part before[2])
 
 /* The program of a step and those that joined it. */
 static void
-write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int *ncode,
-              int *nargs)
+write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int streams,
+              int *ncode, int *nargs)
 {
     const npy_deferred_step *step = &plan->steps[root];
     pending_part pending[2 * NPY_DEFERRED_TILE_MAX_ARGS];
@@ -529,14 +563,14 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int *n
     /* Operations, loads of what these do not read themselves, the store, the end. */
     int end = *ncode + 2 * step->njoined + 3;
     writing w = {plan, unit, end};
+    int result = step->args[step->nargs - 1];
+    int store = is_truth(&plan->values[result])  ? NPY_DEFERRED_TILE_STORE_TRUTH
+                : streams && result == plan->out ? NPY_DEFERRED_TILE_STREAM
+                                                 : NPY_DEFERRED_TILE_STORE;
     unit->args = *nargs;
     unit->type = step->tile_type;
     put(&w, NPY_DEFERRED_TILE_END, 0, 0);
-    int result = step->args[step->nargs - 1];
-    put(&w,
-        is_truth(&plan->values[result]) ? NPY_DEFERRED_TILE_STORE_TRUTH
-                                        : NPY_DEFERRED_TILE_STORE,
-        0, argument(&w, result, NPY_DEFERRED_TILE_WRITTEN));
+    put(&w, store, 0, argument(&w, result, NPY_DEFERRED_TILE_WRITTEN));
     pending[0] = (pending_part){root, 0, 0};
     while (npending > 0) {
         pending_part at = pending[--npending];
@@ -586,9 +620,9 @@ is_idle(const npy_deferred_plan *plan, int index)
 }
 
 NPY_NO_EXPORT void
-npy_deferred_make_units(npy_deferred_plan *plan)
+npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
-    int ncode = 0, nargs = 0;
+    int ncode = 0, nargs = 0, streams = is_streamed(walk);
     for (int i = 0; i < plan->nsteps; i++) {
         classify(plan, &plan->steps[i]);
         if (plan->steps[i].tile_type != NPY_DEFERRED_TILE_NONE) {
@@ -606,7 +640,7 @@ npy_deferred_make_units(npy_deferred_plan *plan)
         unit->type = NPY_DEFERRED_TILE_NONE;
         unit->step = i;
         if (step->njoined > 1) {
-            write_program(plan, unit, i, &ncode, &nargs);
+            write_program(plan, unit, i, streams, &ncode, &nargs);
         }
         else {
             unit->reads_status = !keeps_status(step);

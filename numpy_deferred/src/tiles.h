@@ -74,6 +74,7 @@ typedef enum {
     NPY_DEFERRED_TILE_LOAD_UINT8,
     NPY_DEFERRED_TILE_LOAD_TRUTH, /* booleans as a mask */
     NPY_DEFERRED_TILE_STORE,
+    NPY_DEFERRED_TILE_STREAM,      /* past the cache, where vectors are aligned */
     NPY_DEFERRED_TILE_STORE_TRUTH, /* a mask as booleans */
     NPY_DEFERRED_TILE_OPERATIONS,  /* how many there are */
 } npy_deferred_tile_operation;
@@ -117,6 +118,15 @@ typedef struct {
 /* What a tile has at most; lengths should be multiples of it. */
 #define NPY_DEFERRED_TILE_BYTES 512
 #define NPY_DEFERRED_TILE_LENGTH 128
+
+/* After programs, and before other threads read what these have streamed. */
+static inline void
+npy_deferred_end_streams(void)
+{
+#if defined(__SSE2__)
+    __builtin_ia32_sfence();
+#endif
+}
 
 /*
  * Run a program on `n` elements, from `data` on for each argument.  Returns

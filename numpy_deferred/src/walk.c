@@ -304,6 +304,16 @@ is_worth_a_row(npy_intp length, PyArrayObject *out)
            length * PyArray_ITEMSIZE(out) >= NPY_DEFERRED_TILE_BYTES;
 }
 
+/* That of a new result, which is written from its start to its end. */
+static NPY_ORDER
+order_of(const npy_deferred_walk *walk)
+{
+    return !walk->fresh                         ? NPY_KEEPORDER
+           : PyArray_IS_C_CONTIGUOUS(walk->out) ? NPY_CORDER
+           : PyArray_IS_F_CONTIGUOUS(walk->out) ? NPY_FORTRANORDER
+                                                : NPY_KEEPORDER;
+}
+
 /* Over all operands and the result, which keep their types. */
 static NpyIter *
 new_iterator(const npy_deferred_walk *walk, npy_deferred_target target,
@@ -327,17 +337,18 @@ new_iterator(const npy_deferred_walk *walk, npy_deferred_target target,
                           NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
     dtypes[noperands] = PyArray_DESCR(walk->out);
     return NpyIter_AdvancedNew(noperands + 1, op, flags | NPY_ITER_EXTERNAL_LOOP,
-                               NPY_KEEPORDER, NPY_NO_CASTING, op_flags, dtypes, -1,
+                               order_of(walk), NPY_NO_CASTING, op_flags, dtypes, -1,
                                NULL, NULL, npy_deferred_buffer_size());
 }
 
 /*
  * Go through rows where they lie, without buffers, which nothing needs that keeps
- * its type.  The iterator orders and joins the axes, and has copies of what
- * overlaps.  Returns as npy_deferred_walk_open, 0 where rows are too short.
+ * its type; or pack what lies otherwise than the result.  The iterator orders and
+ * joins the axes, and has copies of what overlaps.  Returns as
+ * npy_deferred_walk_open, 0 where rows are too short.
  */
 static int
-open_rows(npy_deferred_walk *walk, npy_deferred_target target)
+open_unbuffered(npy_deferred_walk *walk, npy_deferred_target target, int may_pack)
 {
     walk->iter = new_iterator(walk, target, 0);
     if (walk->iter == NULL) {
@@ -346,7 +357,12 @@ open_rows(npy_deferred_walk *walk, npy_deferred_target target)
     npy_uint32 itflags = NIT_ITFLAGS(walk->iter);
     int nop = NIT_NOP(walk->iter);
     npy_intp length = NAD_SHAPE(NIT_AXISDATA(walk->iter));
-    if (!is_worth_a_row(length, walk->out)) {
+    int is_worth = is_worth_a_row(length, walk->out);
+    if (may_pack && npy_deferred_walk_pack(walk, !is_worth)) {
+        walk->packed = 1;
+        return 1;
+    }
+    if (!is_worth) {
         int closed = npy_deferred_walk_close(walk, 0);
         walk->iter = NULL;
         return closed;
@@ -361,13 +377,13 @@ open_rows(npy_deferred_walk *walk, npy_deferred_target target)
 NPY_NO_EXPORT int
 npy_deferred_walk_open(npy_deferred_walk *walk,
                        const npy_deferred_expression *expression, PyArrayObject *out,
-                       npy_deferred_target target)
+                       npy_deferred_target target, int may_pack)
 {
     int noperands = expression->noperands;
     walk->expression = expression;
     walk->out = out;
     walk->iter = NULL;
-    walk->rows = 0;
+    walk->rows = walk->packed = 0;
     walk->fresh = target == NPY_DEFERRED_FRESH;
     walk->overlaps = 0;
     for (int i = 0; !walk->fresh && i < noperands; i++) {
@@ -385,8 +401,9 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     if (noperands > NPY_DEFERRED_MAX_OPERANDS) {
         return 0;
     }
-    if (is_worth_a_row(shortest_stride_length(out), out)) {
-        int opened = open_rows(walk, target);
+    may_pack = may_pack && walk->fresh;
+    if (may_pack || is_worth_a_row(shortest_stride_length(out), out)) {
+        int opened = open_unbuffered(walk, target, may_pack);
         if (opened != 0) {
             return opened;
         }
@@ -463,7 +480,8 @@ npy_deferred_walk_in_order(const npy_deferred_walk *walk)
         }
         stride *= NAD_SHAPE(axis);
     }
-    return walk->rows || (NIT_OPITFLAGS(walk->iter)[last] & NPY_OP_ITFLAG_BUFNEVER);
+    return walk->rows || walk->packed ||
+           (NIT_OPITFLAGS(walk->iter)[last] & NPY_OP_ITFLAG_BUFNEVER);
 }
 
 NPY_NO_EXPORT int
