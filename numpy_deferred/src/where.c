@@ -48,51 +48,72 @@ typedef struct {
 } bytes32;
 
 /*
- * Elements are read as they lie, which may be less aligned than an integer of their
- * size.  Both are read, so that the compiler can do without a branch.
+ * The condition is any byte but 0.  Elements are read as they lie, which may be less
+ * aligned than an integer of their size.
  */
-#define DEFINE_SELECT(type)                                                            \
-    static inline void select_##type(                                                  \
-            npy_intp n, const char *condition, npy_intp condition_stride,              \
-            const char *x, npy_intp x_stride, const char *y, npy_intp y_stride,        \
-            char *out, npy_intp out_stride)                                            \
+static inline const char *
+either(char condition, const char *x, const char *y)
+{
+    /* Without a branch: conditions may be such that no processor foresees them. */
+    npy_uintp mask = (npy_uintp)0 - (condition != 0);
+    return (const char *)(((npy_uintp)x & mask) | ((npy_uintp)y & ~mask));
+}
+
+#define DEFINE_WHERE(type)                                                             \
+    /* For strides that the compiler knows: it makes vectors. */                       \
+    static inline void beside_##type(npy_intp n, const char *condition, const char *x, \
+                                     npy_intp x_stride, const char *y,                 \
+                                     npy_intp y_stride, char *out)                     \
     {                                                                                  \
         for (npy_intp i = 0; i < n; i++) {                                             \
             type a, b;                                                                 \
             memcpy(&a, x + i * x_stride, sizeof(type));                                \
             memcpy(&b, y + i * y_stride, sizeof(type));                                \
-            a = condition[i * condition_stride] ? a : b;                               \
-            memcpy(out + i * out_stride, &a, sizeof(type));                            \
+            a = condition[i] ? a : b;                                                  \
+            memcpy(out + i * sizeof(type), &a, sizeof(type));                          \
         }                                                                              \
     }                                                                                  \
     static int where_##type(PyArrayMethod_Context *NPY_UNUSED(context),                \
                             char *const args[], const npy_intp dimensions[],           \
                             const npy_intp strides[], NpyAuxData *NPY_UNUSED(data))    \
     {                                                                                  \
+        const char *condition = args[0], *x = args[1], *y = args[2];                   \
+        char *out = args[3];                                                           \
         npy_intp n = dimensions[0], size = sizeof(type);                               \
-        npy_intp x = strides[1], y = strides[2];                                       \
-        int beside = strides[0] == 1 && strides[3] == size;                            \
-        if (beside && x == size && y == size) {                                        \
-            select_##type(n, args[0], 1, args[1], size, args[2], size, args[3], size); \
+        int known = size <= 8 && strides[0] == 1 && strides[3] == size;                \
+        if (known && strides[1] == size && strides[2] == size) {                       \
+            beside_##type(n, condition, x, size, y, size, out);                        \
+            return 0;                                                                  \
         }                                                                              \
-        else if (beside && x == size && y == 0) {                                      \
-            select_##type(n, args[0], 1, args[1], size, args[2], 0, args[3], size);    \
+        if (known && strides[1] == size && strides[2] == 0) {                          \
+            beside_##type(n, condition, x, size, y, 0, out);                           \
+            return 0;                                                                  \
         }                                                                              \
-        else if (beside && x == 0 && y == size) {                                      \
-            select_##type(n, args[0], 1, args[1], 0, args[2], size, args[3], size);    \
+        if (known && strides[1] == 0 && strides[2] == size) {                          \
+            beside_##type(n, condition, x, 0, y, size, out);                           \
+            return 0;                                                                  \
         }                                                                              \
-        else {                                                                         \
-            select_##type(n, args[0], strides[0], args[1], x, args[2], y, args[3],     \
-                          strides[3]);                                                 \
+        if (known && strides[1] == 0 && strides[2] == 0) {                             \
+            beside_##type(n, condition, x, 0, y, 0, out);                              \
+            return 0;                                                                  \
+        }                                                                              \
+        for (npy_intp i = 0; i < n; i++) {                                             \
+            type element;                                                              \
+            memcpy(&element, either(*condition, x, y), sizeof(type));                  \
+            memcpy(out, &element, sizeof(type));                                       \
+            condition += strides[0];                                                   \
+            x += strides[1];                                                           \
+            y += strides[2];                                                           \
+            out += strides[3];                                                         \
         }                                                                              \
         return 0;                                                                      \
     }
-DEFINE_SELECT(npy_uint8)
-DEFINE_SELECT(npy_uint16)
-DEFINE_SELECT(npy_uint32)
-DEFINE_SELECT(npy_uint64)
-DEFINE_SELECT(bytes16)
-DEFINE_SELECT(bytes32)
+DEFINE_WHERE(npy_uint8)
+DEFINE_WHERE(npy_uint16)
+DEFINE_WHERE(npy_uint32)
+DEFINE_WHERE(npy_uint64)
+DEFINE_WHERE(bytes16)
+DEFINE_WHERE(bytes32)
 
 static int
 get_loop(PyArrayMethod_Context *context, int NPY_UNUSED(aligned),
