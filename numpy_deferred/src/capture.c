@@ -219,6 +219,14 @@ handler_is_default(void)
     return handler == PyDataMem_DefaultHandler;
 }
 
+static int
+result_layout(const ufunc_call *call, npy_deferred_layout *layout)
+{
+    return npy_deferred_result_layout(call->ufunc->nin, call->op, call->descrs,
+                                      call->order, !npy_deferred_is_where(call->ufunc),
+                                      layout);
+}
+
 /* The guard for the result when it may be deferred, else NULL. */
 static void *
 result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
@@ -272,8 +280,10 @@ new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
 static int
 new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
 {
+    /* Neither np.where nor its casts report anything. */
+    int errmask = npy_deferred_is_where(call->ufunc) ? 0 : call->errmask;
     *node = npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
-                                  call->order, call->errmask);
+                                  call->order, errmask);
     if (*node == NULL) {
         return -1;
     }
@@ -461,9 +471,7 @@ capture_in_place(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *whe
         return enabled;
     }
     if (!cannot_raise(call) || !is_plannable(call, casting) ||
-        npy_deferred_result_layout(nin, call->op, call->descrs, call->order, &layout) <
-                0 ||
-        !rewrites_operand(call, &layout)) {
+        result_layout(call, &layout) < 0 || !rewrites_operand(call, &layout)) {
         return 0;
     }
     memcpy(layout.strides, PyArray_STRIDES(out), layout.ndim * sizeof(npy_intp));
@@ -533,8 +541,7 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         return decline(call);
     }
     because(call, NPY_DEFERRED_AT_ONCE_NOT);
-    if (npy_deferred_result_layout(ufunc->nin, call->op, call->descrs, call->order,
-                                   &layout) < 0) {
+    if (result_layout(call, &layout) < 0) {
         return decline(call);
     }
     if (layout.size == 0) {
@@ -566,7 +573,8 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
 static void
 find_elided(ufunc_call *call)
 {
-    for (int i = 0; i < call->ufunc->nin && elided_serial != 0; i++) {
+    int nin = call->ufunc->nin > 2 ? 0 : call->ufunc->nin; /* operators only */
+    for (int i = 0; i < nin && elided_serial != 0; i++) {
         PyArrayObject *array = call->op[i];
         if (npy_deferred_is(array) &&
             npy_deferred_node_of(array)->serial == elided_serial &&

@@ -208,11 +208,14 @@ typedef struct {
     npy_intp strides[NPY_MAXDIMS];
 } npy_deferred_layout;
 
-/* Returns 0, or -1 (no exception) when the operands do not broadcast. */
+/*
+ * Returns 0, or -1 (no exception) when the operands do not broadcast. `may_be_trivial`:
+ * whether eager NumPy does without the iterator where it can.
+ */
 NPY_NO_EXPORT int
 npy_deferred_result_layout(int nin, PyArrayObject *const op[],
                            PyArray_Descr *const descrs[], NPY_ORDER order,
-                           npy_deferred_layout *result);
+                           int may_be_trivial, npy_deferred_layout *result);
 /* Whether a loop of this type can read the array where it lies. */
 NPY_NO_EXPORT int
 npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr);
@@ -932,6 +935,14 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
  */
 NPY_NO_EXPORT int
 npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
+
+/* ---- where.c: np.where ---- */
+
+NPY_NO_EXPORT int
+npy_deferred_where_init(void);
+/* Whether it stands for np.where of three arguments. */
+NPY_NO_EXPORT int
+npy_deferred_is_where(const PyUFuncObject *ufunc);
 
 /* ---- explain.c ---- */
 

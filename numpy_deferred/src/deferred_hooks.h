@@ -223,6 +223,13 @@ NPY_NO_EXPORT int
 npy_deferred_elision_is_idle(PyObject *left, PyObject *right);
 
 /*
+ * For np.where of three arguments, before it looks at them.  Returns 1, and `*result`
+ * is a new reference; 0 when the caller must go on; -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_where(PyObject *condition, PyObject *x, PyObject *y, PyObject **result);
+
+/*
  * New reference to what ufunc.reduce is to have as its operand instead of the array
  * that PyArray_FromAny would calculate, when that is a deferred one; else NULL.
  */

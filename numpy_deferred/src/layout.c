@@ -186,14 +186,14 @@ all_fortran(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[])
 NPY_NO_EXPORT int
 npy_deferred_result_layout(int nin, PyArrayObject *const op[],
                            PyArray_Descr *const descrs[], NPY_ORDER order,
-                           npy_deferred_layout *result)
+                           int may_be_trivial, npy_deferred_layout *result)
 {
     if (broadcast(nin, op, result) < 0) {
         return -1;
     }
     int ndim = result->ndim;
     int axes[NPY_MAXDIMS];
-    int trivial = trivial_order(nin, op, descrs, order, result);
+    int trivial = may_be_trivial ? trivial_order(nin, op, descrs, order, result) : 0;
     int fortran = trivial != 0
                           ? trivial == NPY_ARRAY_F_CONTIGUOUS
                           : order == NPY_FORTRANORDER || (order == NPY_ANYORDER &&

@@ -280,8 +280,9 @@ npy_deferred_threads_init(PyObject *module)
 NPY_NO_EXPORT int
 npy_deferred_is_own_ufunc(const PyUFuncObject *ufunc)
 {
-    return ufunc->name != NULL &&
-           PyDict_GetItemString(own_names, ufunc->name) == (PyObject *)ufunc;
+    return npy_deferred_is_where(ufunc) ||
+           (ufunc->name != NULL &&
+            PyDict_GetItemString(own_names, ufunc->name) == (PyObject *)ufunc);
 }
 
 /* The number that a variable of OpenMP starts with; 0 when it is none. */

@@ -68,6 +68,16 @@ def capture_casts(w):
 
 
 @program()
+def capture_where(w):
+    return (
+        np.where(w.a > w.b, w.a * w.b, w.c),
+        np.where(w.a, w.f, 2) + np.where(w.i, w.i, np.float32(1)),
+        np.where(w.m > 3, w.row, w.fortran),
+        np.where(w.a > 3, w.u, True),
+    )
+
+
+@program()
 def capture_expression(w):
     return (w.a * w.b + w.c) / (w.a - w.d + 1), w.t * 2 + w.p
 

@@ -350,6 +350,19 @@ class Generator:
     def calculation(self):
         return self.binding(self.expression(self.shape())[0])
 
+    def where(self):
+        shape = self.shape()
+        condition = self.mask(shape)
+        if self.chance(0.3):
+            condition, _ = self.expression(shape, self.choose([0, 1]))
+        x, y = (
+            self.scalar()
+            if self.chance(0.2)
+            else self.expression(shape, self.choose([0, 0, 1, 2]))[0]
+            for _ in range(2)
+        )
+        return self.binding(f"np.where({condition}, {x}, {y})")
+
     def view(self):
         name = self.array()
         text = self.choose(VIEWS)
@@ -666,6 +679,7 @@ class Generator:
         *[(ufunc_out, 5), (method, 6), (write, 10), (copying, 6), (byte_view, 2)],
         *[(read, 5), (read_expression, 2), (delete, 5), (toggle, 2), (calculate, 1)],
         *[(state, 1), (function, 2), (chain, 1), (two_results, 1), (new_array, 5)],
+        *[(where, 3)],
         *[(table_write, 2), (table_read, 2), (take_handle, 1), (use_handle, 1)],
         *[(buffer_size, 0.3)],
     )

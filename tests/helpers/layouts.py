@@ -120,7 +120,8 @@ def _mixed_arrangements(chars):
             name,
             [
                 operand(char, shape, i)
-                for i, (char, shape) in enumerate(zip(chars, shapes, strict=True))
+                # A third operand is like the first.
+                for i, (char, shape) in enumerate(zip(chars, 2 * shapes, strict=False))
             ],
         )
     for odd in range(len(chars)):

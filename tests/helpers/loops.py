@@ -36,7 +36,7 @@ def _is_numeric(types):
     return set(types) <= set(NUMERIC) | set("->")
 
 
-UFUNCS = _find_ufuncs()
+UFUNCS = [*_find_ufuncs(), np._core.umath.clip]
 LOOPS = [
     Loop(ufunc, types)
     for ufunc in UFUNCS
