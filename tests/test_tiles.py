@@ -278,6 +278,15 @@ def test_fields_that_are_no_multiple_apart(char):
         compare.same("x", lambda: records["x"] * records["x"] + 3 * records["x"])
 
 
+@pytest.mark.parametrize("ufunc", COMPARISONS)
+def test_integers_with_and_without_a_sign(ufunc):
+    """They are compared as the numbers that they are."""
+    x, y = np.array([-1, 5, 3] * 400), np.array([3, 2**63 + 5, 3] * 400, np.uint64)
+    with comparison() as compare:
+        compare.same("signed first", lambda: ufunc(x * 1, y))
+        compare.same("unsigned first", lambda: ufunc(y * 1, x))
+
+
 def test_booleans_that_are_neither_0_nor_1():
     """Any byte but 0 is true; a view can have written it."""
     flags = np.zeros(1000, bool)

@@ -337,6 +337,8 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
         const npy_deferred_value *value = &plan->values[step->args[i]];
         int is_result = i == step->nargs - 1;
         if ((type_of(value->descr) != type && !(is_result && is_truth(value))) ||
+            (!is_result && PyTypeNum_ISUNSIGNED(value->descr->type_num) !=
+                                   PyTypeNum_ISUNSIGNED(type_num)) ||
             !value->aligned || value->stride == NPY_MAX_INTP ||
             (is_result && value->stride != value->descr->elsize)) {
             return;
