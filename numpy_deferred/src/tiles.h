@@ -125,4 +125,13 @@ typedef struct {
 typedef int(npy_deferred_tile_machine)(const npy_deferred_tile_program *program,
                                        char *const data[], npy_intp n);
 
+/* The sum of `n` elements side by side, one at least, in the order NumPy's loops have.
+ */
+typedef void(npy_deferred_tile_sum)(const char *from, npy_intp n, char *sum);
+/*
+ * `*result` becomes the largest, or smallest, of itself and `n` elements.  Returns
+ * whether one of these is a NaN; it does not count.
+ */
+typedef int(npy_deferred_tile_extreme)(const char *from, npy_intp n, char *result);
+
 #endif /* NUMPY_DEFERRED_TILES_H_ */
