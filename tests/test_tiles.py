@@ -286,6 +286,10 @@ def test_integers_with_and_without_a_sign(ufunc):
         compare.same("qQ", lambda: ufunc(a + a, b + b))
         compare.same("Qq", lambda: ufunc(b + b, a + a) & (a > 1))
         compare.same("counted", lambda: ufunc(a, b) * a + a)
+    x, y = np.array([-1, 5, 3] * 400), np.array([3, 2**63 + 5, 3] * 400, np.uint64)
+    with comparison() as compare:
+        compare.same("signed first", lambda: ufunc(x * 1, y))
+        compare.same("unsigned first", lambda: ufunc(y * 1, x))
 
 
 def test_booleans_that_are_neither_0_nor_1():

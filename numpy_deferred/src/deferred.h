@@ -632,6 +632,12 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
 /* What runs programs on this processor, or NULL. */
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type);
+/* What adds up floats on this processor as NumPy does, or NULL. */
+NPY_NO_EXPORT npy_deferred_tile_sum *
+npy_deferred_tile_sum_for(const PyArray_Descr *descr);
+/* What finds the largest of floats, or the smallest, or NULL. */
+NPY_NO_EXPORT npy_deferred_tile_extreme *
+npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest);
 
 /* ---- execute.c: run a plan ---- */
 
@@ -686,6 +692,30 @@ npy_deferred_evaluator_of(npy_deferred_evaluator *evaluators, int thread);
 NPY_NO_EXPORT int
 npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
                             npy_intp count, char *into);
+/* A plan that is one tile program, and where that finds its arguments. */
+typedef struct {
+    const npy_deferred_walk *walk; /* borrowed */
+    npy_deferred_tile_machine *machine;
+    npy_deferred_tile_program program;
+    npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
+    char *data[NPY_DEFERRED_TILE_MAX_ARGS];
+    int operands[NPY_DEFERRED_TILE_MAX_ARGS]; /* of the walk, or -1 */
+    int out;                                  /* the argument that is written */
+    int wanted; /* NPY_FPE_* that some error state wants to know of */
+} npy_deferred_lone_program;
+/*
+ * Returns whether the plan is one.  Who runs it looks at the floating-point status
+ * himself, and at what became of NaNs.
+ */
+NPY_NO_EXPORT int
+npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
+                               npy_deferred_lone_program *lone);
+/* Have it run on the elements from `start` on.  Returns how many lie there together. */
+NPY_NO_EXPORT npy_intp
+npy_deferred_program_seek(npy_deferred_lone_program *lone, npy_intp start);
+/* Call now and then, after so many elements.  Returns 0, or INTERRUPTED. */
+NPY_NO_EXPORT int
+npy_deferred_evaluator_look(npy_deferred_evaluator *evaluator, npy_intp count);
 /*
  * Pieces begin where loops do the same as in the whole walk: the last such place
  * up to `position`, and how far from there the next is, which is no more than

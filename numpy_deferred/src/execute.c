@@ -408,6 +408,7 @@ run_program(const run_state *state, const npy_deferred_unit *unit, npy_intp n)
             .args = &plan->tile_args[unit->args],
             .strides = strides,
             .overlaps = state->walk->overlaps,
+            .streams = state->into == NULL,
     };
     for (int i = 0; i < unit->nargs; i++) {
         const npy_deferred_value *value = &plan->values[program.args[i].value];
@@ -959,6 +960,72 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
 {
     evaluator->state.into = into;
     return run_range(&evaluator->state, start, count);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
+                               npy_deferred_lone_program *lone)
+{
+    const run_state *state = &evaluator->state;
+    const npy_deferred_plan *plan = state->plan;
+    const npy_deferred_unit *unit = &plan->units[0];
+    if (plan->nunits != 1 || unit->machine == NULL || state->iter != NULL ||
+        state->walk->packed) {
+        return 0;
+    }
+    lone->walk = state->walk;
+    lone->machine = unit->machine;
+    lone->wanted = state->wanted;
+    lone->program = (npy_deferred_tile_program){
+            .nargs = unit->nargs,
+            .code = &plan->tile_code[unit->code],
+            .args = &plan->tile_args[unit->args],
+            .strides = lone->strides,
+    };
+    for (int i = 0; i < unit->nargs; i++) {
+        const npy_deferred_value *value = &plan->values[lone->program.args[i].value];
+        lone->strides[i] = value->stride;
+        lone->data[i] = value->data;
+        lone->operands[i] =
+                value->kind == NPY_DEFERRED_VALUE_OPERAND ? value->operand : -1;
+        if (value->kind == NPY_DEFERRED_VALUE_OUT) {
+            lone->out = i;
+        }
+        else if (value->kind == NPY_DEFERRED_VALUE_SLOT) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_program_seek(npy_deferred_lone_program *lone, npy_intp start)
+{
+    const npy_deferred_walk *walk = lone->walk;
+    npy_deferred_rows rows;
+    npy_intp length = walk->runs.length, skipped = start;
+    if (walk->rows) {
+        npy_deferred_rows_begin(&rows, walk, start / length);
+        skipped = start % length;
+    }
+    for (int i = 0; i < lone->program.nargs; i++) {
+        int operand = lone->operands[i];
+        if (operand >= 0) {
+            char *begin = walk->rows
+                                  ? rows.data[operand]
+                                  : PyArray_BYTES(walk->expression->operands[operand]);
+            lone->data[i] = begin + skipped * lone->strides[i];
+        }
+    }
+    return length - skipped;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_evaluator_look(npy_deferred_evaluator *evaluator, npy_intp count)
+{
+    run_state *state = &evaluator->state;
+    state->look_in -= count * state->plan->nsteps;
+    return state->look_in < 0 && is_interrupted(state) ? NPY_DEFERRED_INTERRUPTED : 0;
 }
 
 NPY_NO_EXPORT npy_intp

@@ -1,10 +1,11 @@
 /*
  * Reductions: ufunc.reduce of a deferred array without storing its values.
  *
- * The expression is evaluated piece by piece (execute.c) into scratch memory, and
- * NumPy's own loop reduces what is there, so that sum((a - b)**2) reads a and b
- * and writes nothing.  The array stays deferred; one that is evaluated a second
- * time becomes regular, as elsewhere, and is reduced by eager NumPy.
+ * The expression is evaluated piece by piece (pieces.c) into scratch memory, and
+ * NumPy's own loop, or a quicker one that does the same, reduces what is there, so
+ * that sum((a - b)**2) reads a and b and writes nothing.  The array stays deferred; one
+ * that is evaluated a second time becomes regular, as elsewhere, and is reduced by
+ * eager NumPy.
  *
  * The bits are eager NumPy's, as the order is.  PyUFunc_ReduceWrapper iterates over
  * a fresh array in the order of its memory, and gives the loop runs along the
@@ -15,6 +16,9 @@
  * NumPy divides it, until a part is short enough to be in scratch memory as a whole.
  * A loop adds such a part to -0.0, which adds nothing, and then the parts to each
  * other.
+ *
+ * When something was raised, and it may have been by the expression or by the
+ * reduction, all is done again in a way that tells.
  *
  * What depends on how many elements a loop gets shows in the result: which NaN it
  * is, and of which sign a maximum of zeros of both.  Such a result is thrown away, and
@@ -38,17 +42,11 @@
 #include "array_coercion.h"
 #include "convert_datatype.h"
 #include "deferred.h"
-#include "dtype_transfer.h"
 #include "extobj.h"
 #include "nditer_impl.h"
+#include "pieces.h"
 #include "profile.h"
 
-/*
- * Bytes that are evaluated at a time, in the type of the loop; the longest part of a
- * pairwise sum has half as many.
- */
-#define PIECE_BYTES 16384
-#define MAX_PIECE 4096
 /* Room for an element: a complex long double. */
 #define ELEMENT_SIZE NPY_DEFERRED_CONSTANT_SIZE
 
@@ -69,8 +67,10 @@ typedef struct {
     npy_intp buffersize;
     cuts cut;
     int is_associative; /* but for NaNs and zeros */
-    int zeros_differ;   /* the loop may keep either of two zeros */
-    int is_cast;        /* the loop has another type than the operand */
+    int zeros_differ; /* the loop may keep either of two zeros; it clears the status */
+    int is_largest;   /* else it keeps the smallest, if zeros differ */
+    int is_cast;      /* the loop has another type than the operand */
+    int wanted;       /* NPY_FPE_* that its error state wants to know of */
     int has_initial;
     _Alignas(16) char initial[ELEMENT_SIZE];
     /* From here on set for each try. */
@@ -80,23 +80,18 @@ typedef struct {
     npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
     npy_intp steps[NPY_MAXDIMS]; /* of the operand, in elements */
     PyArrayMethod_StridedLoop *loop;
-    NpyAuxData *auxdata; /* owned */
-    int checked;         /* whether eager NumPy looks at the status of the loop */
-    int status;          /* NPY_FPE_* that it raised */
+    NpyAuxData *auxdata;           /* owned */
+    npy_deferred_tile_sum *add_up; /* what pairwise sums the loop makes, or NULL */
+    npy_deferred_tile_extreme
+            *extreme; /* what it does where there is no NaN, or NULL */
+    int checked;      /* whether eager NumPy looks at the status of the loop */
+    int status;       /* NPY_FPE_* that it raised */
 } reduction;
 
 /* One that reduces, and what it has of the operand. */
 typedef struct {
     reduction *r;
-    const npy_deferred_walk *walk;
-    npy_deferred_evaluator *evaluator;
-    npy_intp piece, part;  /* elements: evaluated at a time, wanted at most */
-    npy_intp start, count; /* which elements are in `values` */
-    npy_intp until;        /* where those end that it wants for now */
-    char *values;          /* owned: piece + part of the loop's type */
-    char *uncast;          /* owned: piece of the operand's type; NULL: no cast */
-    NPY_cast_info cast;
-    int status;
+    npy_deferred_pieces pieces;
 } worker;
 
 /* ---- whether, and how ---- */
@@ -133,6 +128,7 @@ choose_cuts(reduction *r)
                      : PyTypeNum_ISCOMPLEX(type) ? ufuncs[i].of_complex
                                                  : ufuncs[i].of_real;
             r->zeros_differ = ufuncs[i].zeros_differ && PyTypeNum_ISFLOAT(type);
+            r->is_largest = strstr(ufunc->name, "max") != NULL;
             r->is_associative = r->cut == ANYWHERE &&
                                 (ufuncs[i].zeros_differ || PyTypeNum_ISINTEGER(type) ||
                                  type == NPY_BOOL);
@@ -298,6 +294,11 @@ choose_loop(reduction *r)
     }
     r->checked = !(flags & NPY_METH_NO_FLOATINGPOINT_ERRORS);
     r->status = 0;
+    r->add_up = r->cut == PAIRWISE ? npy_deferred_tile_sum_for(context->descriptors[0])
+                                   : NULL;
+    r->extreme = r->zeros_differ ? npy_deferred_tile_extreme_for(
+                                           context->descriptors[0], r->is_largest)
+                                 : NULL;
     return 0;
 }
 
@@ -404,130 +405,13 @@ zeros_meet(const reduction *r, const char *results, npy_intp stride, const char 
     }
 }
 
-/* ---- pieces of the operand ---- */
+/* ---- runs ---- */
 
 static npy_intp
 element_size(const worker *w)
 {
-    return w->r->context->descriptors[1]->elsize;
+    return w->pieces.elsize;
 }
-
-static int
-worker_init(worker *w, reduction *r, const npy_deferred_walk *walk,
-            npy_deferred_evaluator *evaluator)
-{
-    PyArray_Descr *to = r->context->descriptors[1], *from = PyArray_DESCR(r->operand);
-    memset(w, 0, sizeof(*w));
-    NPY_cast_info_init(&w->cast);
-    w->r = r;
-    w->walk = walk;
-    w->evaluator = evaluator;
-    w->piece = PyArray_MIN(PIECE_BYTES / to->elsize, MAX_PIECE);
-    w->part = w->piece / 2;
-    w->values = PyMem_RawMalloc((w->piece + w->part) * to->elsize);
-    if (w->values == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    if (!r->is_cast) {
-        return 0;
-    }
-    NPY_ARRAYMETHOD_FLAGS flags;
-    w->uncast = PyMem_RawMalloc(w->piece * from->elsize);
-    if (w->uncast == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    return PyArray_GetDTypeTransferFunction(1, from->elsize, to->elsize, from, to, 0,
-                                            &w->cast, &flags) == NPY_SUCCEED
-                   ? 0
-                   : -1;
-}
-
-static void
-worker_clear(worker *w)
-{
-    PyMem_RawFree(w->values);
-    PyMem_RawFree(w->uncast);
-    NPY_cast_info_xfree(&w->cast);
-}
-
-/* The NPY_FPE_* that are set, which are not any more.  To clear them takes longer. */
-static int
-take_status(worker *w)
-{
-    int status = npy_get_floatstatus_barrier((char *)w);
-    if (status != 0) {
-        npy_clear_floatstatus_barrier((char *)w);
-    }
-    return status;
-}
-
-/* Evaluate the next elements.  Returns as npy_deferred_execute. */
-static int
-evaluate_more(worker *w)
-{
-    npy_intp start = w->start + w->count;
-    npy_intp wanted = w->until - start + 2 * NPY_DEFERRED_BLOCK_UNIT - 1;
-    wanted = PyArray_MIN(PyArray_MAX(wanted, NPY_DEFERRED_MIN_PIECE), w->piece);
-    npy_intp n = npy_deferred_piece_length(w->walk, start, wanted);
-    char *to = w->values + w->count * element_size(w);
-    char *values = w->uncast != NULL ? w->uncast : to;
-    w->status |= take_status(w);
-    int result = npy_deferred_evaluate_piece(w->evaluator, start, n, values);
-    take_status(w); /* what nobody wants to know of the expression */
-    if (result == 0 && w->uncast != NULL) {
-        char *data[2] = {values, to};
-        npy_intp strides[2] = {PyArray_ITEMSIZE(w->r->operand), element_size(w)};
-        result = w->cast.func(&w->cast.context, data, &n, strides, w->cast.auxdata);
-    }
-    w->count += n;
-    return result;
-}
-
-/*
- * Have `n` elements, of a part at most, from `position` on.  What is before is not
- * wanted any more.  Returns as npy_deferred_execute.
- */
-static int
-provide(worker *w, npy_intp position, npy_intp n, char **data)
-{
-    if (position < w->start || position > w->start + w->count) {
-        w->start = npy_deferred_piece_start(w->walk, position);
-        w->count = 0;
-    }
-    while (w->start + w->count < position + n) {
-        npy_intp next = w->start + w->count;
-        if (npy_deferred_piece_start(w->walk, next) != next) {
-            /* Too near to the end: see there. */
-            w->start = npy_deferred_piece_start(w->walk, position);
-            w->start -= w->start % NPY_DEFERRED_BLOCK_UNIT;
-            w->count = 0;
-        }
-        npy_intp used = PyArray_MIN(position - w->start, w->count);
-        w->start += used;
-        w->count -= used;
-        memmove(w->values, w->values + used * element_size(w),
-                w->count * element_size(w));
-        int result = evaluate_more(w);
-        if (result != 0) {
-            return result;
-        }
-    }
-    *data = w->values + (position - w->start) * element_size(w);
-    return 0;
-}
-
-/* As `provide`, as many as there are: `*n` at most, one at least. */
-static int
-provide_some(worker *w, npy_intp position, npy_intp *n, char **data)
-{
-    int result = provide(w, position, 1, data);
-    *n = PyArray_MIN(*n, w->start + w->count - position);
-    return result;
-}
-
-/* ---- runs ---- */
 
 static int
 run_loop(worker *w, char *result, npy_intp stride, char *data, npy_intp n)
@@ -535,7 +419,31 @@ run_loop(worker *w, char *result, npy_intp stride, char *data, npy_intp n)
     const reduction *r = w->r;
     char *args[3] = {result, data, result};
     npy_intp strides[3] = {stride, element_size(w), stride};
-    return r->loop(r->context, args, &n, strides, r->auxdata);
+    /* It clears the status then. */
+    int settled = r->zeros_differ ? npy_deferred_pieces_settle(&w->pieces) : 0;
+    return settled != 0 ? settled : r->loop(r->context, args, &n, strides, r->auxdata);
+}
+
+/* As run_loop, into one element. */
+static int
+run_quickly(worker *w, char *result, char *data, npy_intp n)
+{
+    _Alignas(16) char before[ELEMENT_SIZE];
+    if (w->r->extreme == NULL) {
+        return run_loop(w, result, 0, data, n);
+    }
+    int settled = npy_deferred_pieces_settle(&w->pieces);
+    if (settled != 0) {
+        return settled;
+    }
+    memcpy(before, result, element_size(w));
+    if (w->r->extreme(data, n, result)) {
+        /* A NaN counts for NumPy's loops; to compare it has raised something. */
+        memcpy(result, before, element_size(w));
+        npy_clear_floatstatus_barrier(result);
+        return run_loop(w, result, 0, data, n);
+    }
+    return 0;
 }
 
 static int
@@ -562,7 +470,7 @@ run_into_one(worker *w, char *result, char *data, npy_intp n)
 {
     _Alignas(16) char before[ELEMENT_SIZE];
     memcpy(before, result, element_size(w));
-    int status = run_loop(w, result, 0, data, n);
+    int status = run_quickly(w, result, data, n);
     if (status != 0) {
         return status;
     }
@@ -590,6 +498,34 @@ set_minus_zero(const reduction *r, char *value)
     }
 }
 
+/* The sum of elements that are a part of a run. */
+static int
+add_up(worker *w, char *sum, char *data, npy_intp n)
+{
+    if (w->r->add_up != NULL) {
+        w->r->add_up(data, n, sum);
+        return has_nan(w->r, sum, 1);
+    }
+    set_minus_zero(w->r, sum);
+    return run_into_one(w, sum, data, n);
+}
+
+/* The sum of two. */
+static int
+add(worker *w, char *sum, char *other)
+{
+    if (w->r->add_up == NULL) {
+        return run_loop(w, sum, 0, other, 1);
+    }
+    if (w->r->context->descriptors[0]->type_num == NPY_DOUBLE) {
+        *(npy_double *)sum += *(npy_double *)other;
+    }
+    else {
+        *(npy_float *)sum += *(npy_float *)other;
+    }
+    return 0;
+}
+
 /* How many elements loops_utils.h.src has in the first half of a pairwise sum. */
 static npy_intp
 first_half(const reduction *r, npy_intp n)
@@ -604,21 +540,17 @@ static int
 sum_pairwise(worker *w, npy_intp position, npy_intp n, char *sum)
 {
     _Alignas(16) char second[ELEMENT_SIZE];
-    if (n <= w->part) {
+    if (n <= w->pieces.part) {
         char *data;
-        int result = provide(w, position, n, &data);
-        if (result == 0) {
-            set_minus_zero(w->r, sum);
-            result = run_into_one(w, sum, data, n);
-        }
-        return result;
+        int result = npy_deferred_provide(&w->pieces, position, n, &data);
+        return result != 0 ? result : add_up(w, sum, data, n);
     }
     npy_intp half = first_half(w->r, n);
     int result = sum_pairwise(w, position, half, sum);
     if (result == 0) {
         result = sum_pairwise(w, position + half, n - half, second);
     }
-    return result != 0 ? result : run_loop(w, sum, 0, second, 1);
+    return result != 0 ? result : add(w, sum, second);
 }
 
 /* A run, or as much of it as eager NumPy has in its buffer, goes into one element. */
@@ -627,18 +559,20 @@ reduce_stretch(worker *w, npy_intp position, npy_intp n, char *into)
 {
     char *data;
     int result = 0;
-    if (w->r->cut == PAIRWISE && n > w->part) {
+    if (w->r->cut == PAIRWISE && (w->r->add_up != NULL || n > w->pieces.part)) {
         _Alignas(16) char sum[ELEMENT_SIZE];
         result = sum_pairwise(w, position, n, sum);
-        return result != 0 ? result : run_loop(w, into, 0, sum, 1);
+        return result != 0 ? result : add(w, into, sum);
     }
     if (w->r->cut != ANYWHERE) {
-        result = n <= w->part ? provide(w, position, n, &data) : 1;
+        result = n <= w->pieces.part
+                         ? npy_deferred_provide(&w->pieces, position, n, &data)
+                         : 1;
         return result != 0 ? result : run_loop(w, into, 0, data, n);
     }
     while (n > 0 && result == 0) {
         npy_intp some = n;
-        result = provide_some(w, position, &some, &data);
+        result = npy_deferred_provide_some(&w->pieces, position, &some, &data);
         if (result == 0) {
             result = run_into_one(w, into, data, some);
         }
@@ -657,7 +591,7 @@ reduce_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     npy_intp next = position + stretch;
     int result = 0;
     if (first) {
-        result = provide(w, position, 1, &data);
+        result = npy_deferred_provide(&w->pieces, position, 1, &data);
         if (result == 0) {
             memcpy(into, data, element_size(w));
         }
@@ -682,7 +616,7 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     while (n > 0 && result == 0) {
         char *data;
         npy_intp some = n;
-        result = provide_some(w, position, &some, &data);
+        result = npy_deferred_provide_some(&w->pieces, position, &some, &data);
         if (result == 0 && !first) {
             result = zeros_meet(w->r, into, stride, data, some)
                              ? 1
@@ -721,7 +655,7 @@ reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
         }
         if (section == 0) {
             section = shape[ranged] * r->steps[ranged];
-            w->until = position + section;
+            w->pieces.until = position + section;
         }
         section -= shape[0];
         result = r->strides[0] == 0 ? reduce_run(w, position, shape[0], into, first)
@@ -755,6 +689,7 @@ typedef struct job {
     reduction *r;
     worker *workers; /* owned: one for each thread */
     int nthreads;
+    int as_program; /* see pieces.h */
     int (*run)(struct job *j, worker *w, npy_intp task);
     npy_intp ntasks;
     npy_intp next; /* atomic */
@@ -780,7 +715,7 @@ run_part(job *j, worker *w, npy_intp task)
 {
     npy_intp position = j->starts[task], n = j->starts[task + 1] - position;
     char *partial = j->partial + task * ELEMENT_SIZE;
-    w->until = position + n;
+    w->pieces.until = position + n;
     return j->r->cut == PAIRWISE ? sum_pairwise(w, position, n, partial)
                                  : reduce_run(w, position, n, partial, 1);
 }
@@ -798,11 +733,13 @@ run_tasks(void *argument, int thread)
             break;
         }
         int result = j->run(j, w, task);
+        if (result == 0) {
+            result = npy_deferred_pieces_settle(&w->pieces);
+        }
         if (result != 0) {
             __atomic_store_n(&j->result, result, __ATOMIC_RELAXED);
         }
     }
-    w->status |= take_status(w);
 }
 
 /* Where the parts of a pairwise sum start, when they are so long at most. */
@@ -832,7 +769,7 @@ add_parts(job *j, npy_intp n, char *sum)
     if (result == 0) {
         result = add_parts(j, n - half, second);
     }
-    return result != 0 ? result : run_loop(&j->workers[0], sum, 0, second, 1);
+    return result != 0 ? result : add(&j->workers[0], sum, second);
 }
 
 /* Whether eager NumPy sums up the only run as a whole. */
@@ -853,7 +790,7 @@ join_parts(job *j)
     if (is_one_sum(r)) {
         j->next = 0;
         result = add_parts(j, r->shape[0], j->partial);
-        return result != 0 ? result : run_loop(w, into, 0, j->partial, 1);
+        return result != 0 ? result : add(w, into, j->partial);
     }
     for (npy_intp i = 0; i < j->ntasks && result == 0; i++) {
         char *partial = j->partial + i * ELEMENT_SIZE;
@@ -954,8 +891,13 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
     }
     int result = 0;
     while (ready < j->nthreads && result == 0) {
-        result = worker_init(&j->workers[ready], j->r, walk,
-                             npy_deferred_evaluator_of(evaluators, ready));
+        worker *w = &j->workers[ready];
+        w->r = j->r;
+        result = npy_deferred_pieces_init(
+                &w->pieces, walk, npy_deferred_evaluator_of(evaluators, ready),
+                PyArray_DESCR(j->r->operand), j->r->context->descriptors[1],
+                j->r->is_cast, j->as_program);
+        w->pieces.wanted = j->r->wanted;
         ready++;
     }
     if (result == 0) {
@@ -964,14 +906,31 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
     }
     if (result == 0 && j->run == run_part) {
         result = join_parts(j);
-        j->workers[0].status |= take_status(&j->workers[0]);
+        npy_deferred_pieces_settle(&j->workers[0].pieces);
     }
     for (int i = 0; i < ready; i++) {
-        j->r->status |= j->workers[i].status;
-        worker_clear(&j->workers[i]);
+        j->r->status |= j->workers[i].pieces.status;
+        npy_deferred_pieces_clear(&j->workers[i].pieces);
     }
     PyMem_Free(j->workers);
     return result;
+}
+
+/* Give the result its first values, and go. */
+static int
+start_and_run(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluators)
+{
+    reduction *r = j->r;
+    int result = 0;
+    j->next = j->result = r->status = 0;
+    if (r->has_initial) {
+        result = raw_array_assign_scalar(
+                PyArray_NDIM(r->result), PyArray_DIMS(r->result),
+                PyArray_DESCR(r->result), PyArray_BYTES(r->result),
+                PyArray_STRIDES(r->result), r->context->descriptors[0], r->initial,
+                NPY_UNSAFE_CASTING);
+    }
+    return result != 0 ? result : run_job(j, walk, evaluators);
 }
 
 /* ---- all together ---- */
@@ -979,15 +938,19 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
 static int
 reduce_with(reduction *r, npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
-    job j = {.r = r, .nthreads = npy_deferred_threads_for(plan, walk)};
+    job j = {.r = r, .nthreads = npy_deferred_threads_for(plan, walk), .as_program = 1};
     int result = divide(&j);
+    npy_deferred_evaluator *evaluators =
+            result == 0 ? npy_deferred_evaluators_new(plan, walk, j.nthreads) : NULL;
     if (result == 0) {
-        npy_deferred_evaluator *evaluators =
-                npy_deferred_evaluators_new(plan, walk, j.nthreads);
-        result = evaluators == NULL ? -1 : run_job(&j, walk, evaluators);
-        if (evaluators != NULL) {
-            npy_deferred_evaluators_free(evaluators, j.nthreads);
-        }
+        result = evaluators == NULL ? -1 : start_and_run(&j, walk, evaluators);
+    }
+    if (result == NPY_DEFERRED_RAISED) {
+        j.as_program = 0;
+        result = start_and_run(&j, walk, evaluators);
+    }
+    if (evaluators != NULL) {
+        npy_deferred_evaluators_free(evaluators, j.nthreads);
     }
     PyMem_Free(j.starts);
     PyMem_Free(j.partial);
@@ -1005,18 +968,11 @@ consume(npy_deferred_consumer *consumer, npy_deferred_plan *plan,
     }
     int result = new_result(r, walk->out);
     if (result == 0 && r->cut == NOWHERE && r->strides[0] == 0 &&
-        r->shape[0] > MAX_PIECE / 2) {
+        r->shape[0] > NPY_DEFERRED_MAX_PIECE / 2) {
         result = 1;
     }
     if (result == 0) {
         result = choose_loop(r);
-    }
-    if (result == 0 && r->has_initial) {
-        result = raw_array_assign_scalar(
-                PyArray_NDIM(r->result), PyArray_DIMS(r->result),
-                PyArray_DESCR(r->result), PyArray_BYTES(r->result),
-                PyArray_STRIDES(r->result), r->context->descriptors[0], r->initial,
-                NPY_UNSAFE_CASTING);
     }
     if (result == 0) {
         result = reduce_with(r, plan, walk);
@@ -1090,7 +1046,8 @@ npy_deferred_reduce(PyArrayMethod_Context *context, PyArrayObject *operand,
                    .operand = operand,
                    .axis_flags = axis_flags,
                    .keepdims = keepdims,
-                   .buffersize = buffersize};
+                   .buffersize = buffersize,
+                   .wanted = npy_deferred_wanted_status(errormask)};
     int done = 0;
     if (out == NULL && wheremask == NULL && can_reduce(&r, initial)) {
         done = reduce(&r, errormask);

@@ -52,7 +52,59 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
     return machine;
 }
 
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f32)
+
+NPY_NO_EXPORT npy_deferred_tile_sum *
+npy_deferred_tile_sum_for(const PyArray_Descr *descr)
+{
+    npy_deferred_tile_sum *sum = NULL;
+    if (descr->type_num == NPY_DOUBLE) {
+        NPY_CPU_DISPATCH_CALL(sum = npy_deferred_add_up_f64);
+    }
+    else if (descr->type_num == NPY_FLOAT) {
+        NPY_CPU_DISPATCH_CALL(sum = npy_deferred_add_up_f32);
+    }
+    return sum;
+}
+
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f32)
+
+NPY_NO_EXPORT npy_deferred_tile_extreme *
+npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest)
+{
+    npy_deferred_tile_extreme *extreme = NULL;
+    if (descr->type_num == NPY_DOUBLE && largest) {
+        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_largest_f64);
+    }
+    else if (descr->type_num == NPY_DOUBLE) {
+        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_smallest_f64);
+    }
+    else if (descr->type_num == NPY_FLOAT && largest) {
+        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_largest_f32);
+    }
+    else if (descr->type_num == NPY_FLOAT) {
+        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_smallest_f32);
+    }
+    return extreme;
+}
+
 #else
+
+NPY_NO_EXPORT npy_deferred_tile_extreme *
+npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest)
+{
+    return NULL;
+}
+
+NPY_NO_EXPORT npy_deferred_tile_sum *
+npy_deferred_tile_sum_for(const PyArray_Descr *descr)
+{
+    return NULL;
+}
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type)
@@ -639,7 +691,10 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
         memset(unit, 0, sizeof(*unit));
         unit->type = NPY_DEFERRED_TILE_NONE;
         unit->step = i;
-        if (step->njoined > 1) {
+        /* A single operation needs a program where its values are not stored. */
+        if (step->njoined > 1 ||
+            (plan->nsteps == 1 && step->tile_type != NPY_DEFERRED_TILE_NONE &&
+             !step->takes_masks)) {
             write_program(plan, unit, i, streams, &ncode, &nargs);
         }
         else {

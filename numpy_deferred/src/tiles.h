@@ -108,6 +108,7 @@ typedef struct {
 typedef struct {
     int nargs;
     int overlaps; /* whether what is written may be read too */
+    int streams;  /* whether what STREAM writes is where the result will be */
     const npy_deferred_tile_instruction *code;
     const npy_deferred_tile_arg *args;
     const npy_intp *strides; /* bytes, for each argument */
@@ -134,5 +135,14 @@ npy_deferred_end_streams(void)
  */
 typedef int(npy_deferred_tile_machine)(const npy_deferred_tile_program *program,
                                        char *const data[], npy_intp n);
+
+/* The sum of `n` elements side by side, one at least, in the order NumPy's loops have.
+ */
+typedef void(npy_deferred_tile_sum)(const char *from, npy_intp n, char *sum);
+/*
+ * `*result` becomes the largest, or smallest, of itself and `n` elements.  Returns
+ * whether one of these is a NaN; it does not count.
+ */
+typedef int(npy_deferred_tile_extreme)(const char *from, npy_intp n, char *result);
 
 #endif /* NUMPY_DEFERRED_TILES_H_ */
