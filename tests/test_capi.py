@@ -502,7 +502,10 @@ PEEKS = [
     "MinScalarType",
 ]
 #: These need no values yet: they return the array, or another deferred one.
-LAZY = {"EnsureArray", "EnsureAnyArray", "Return", "Squeeze", "Conjugate", "Clip"}
+LAZY = {
+    *("EnsureArray", "EnsureAnyArray", "Return", "Squeeze"),
+    *("Conjugate", "Clip", "Where"),
+}
 #: It has no way to fail; the exception is left for the interpreter.
 CANNOT_FAIL = {"GetPtr"}
 

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import numpy._core._multiarray_umath as core
@@ -17,6 +18,12 @@ N = 2_000_000
 LINE = re.compile(
     r"calculating +(\d+)% \|(#*)(\.*)\| (\S+) of (\S+) elements, (\d+\.\d) s, (\S+)/s"
 )
+
+
+@pytest.fixture(autouse=True)
+def without_tqdm(monkeypatch):
+    """Whether or not it is installed."""
+    monkeypatch.setitem(sys.modules, "tqdm", None)
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_off_afterwards(a, log, num_threads):
             np.deferred.calculate(long(a))
         np.deferred.calculate(long(a))
     assert len(lines(log)) == 2
-    assert core._deferred_set_progress(-1, 0) == (-1, 0)
+    assert core._deferred_set_progress(-1, 0) == (-1, 0, None)
 
 
 def test_terminal(a, num_threads):
@@ -171,7 +178,7 @@ def test_standard_error(a):
 def test_standard_error_that_is_no_file(monkeypatch):
     for stderr in (None, io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stderr)
-        assert np.deferred.progress()._settings == (2, 2_000_000_000)
+        assert np.deferred.progress()._settings == (2, 2_000_000_000, None)
 
 
 def test_write_fails(a):
@@ -234,3 +241,157 @@ def test_entered_twice(log):
     p = np.deferred.progress(0, log)
     with p, pytest.raises(TypeError, match="twice"):
         p.__enter__()
+
+
+# ---- with tqdm ----
+
+#: It tells what is done to it, and draws nothing.
+FAKE = """
+import sys, time
+
+print("imported", file=sys.stderr)
+
+class tqdm:
+    def __init__(self, **kwargs):
+        self.n = 0
+        self.start_t = time.time()
+        print("made", sorted(kwargs), kwargs["total"], kwargs["desc"], file=sys.stderr)
+
+    def update(self, n):
+        self.n += n
+        seconds = time.time() - self.start_t
+        print("update", self.n, round(seconds, 3), file=sys.stderr, flush=True)
+
+    def refresh(self):
+        print("shown", self.n, file=sys.stderr)
+
+    def close(self):
+        print("closed", self.n, file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def with_tqdm(without_tqdm, monkeypatch, tmp_path):
+    """Returns a function that installs a module of that name."""
+
+    def install(source=FAKE):
+        monkeypatch.delitem(sys.modules, "tqdm")
+        (tmp_path / "modules").mkdir()
+        (tmp_path / "modules" / "tqdm.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path / "modules")
+
+    return install
+
+
+on_linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="there is no helper elsewhere"
+)
+
+
+def nfiles():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def children():
+    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+
+
+@on_linux
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("function", [long, assigned])
+def test_tqdm_draws(function, threads, a, log, num_threads, with_tqdm):
+    with_tqdm()
+    num_threads(threads)
+    before = nfiles()
+    start = time.time()
+    with np.deferredstate(True), np.deferred.progress(0, log):
+        x = function(a)
+        np.deferred.calculate(x)
+    elapsed = time.time() - start
+    log.seek(0)
+    first, made, update, shown, *updates, closed = log.read().splitlines()
+    updates.insert(0, update)
+    assert first == "imported"
+    assert made == (
+        f"made ['delay', 'desc', 'mininterval', 'total', 'unit_scale'] {N} calculating"
+    )
+    assert shown == f"shown {update.split()[1]}"
+    counts = [int(line.split()[1]) for line in updates]
+    seconds = [float(line.split()[2]) for line in updates]
+    assert len(counts) >= 2
+    assert counts == sorted(counts)
+    assert counts[-1] == N
+    assert 0 < seconds[-1] < elapsed + 1
+    assert closed == f"closed {N}"
+    assert (nfiles(), children()) == (before, "")
+    with np.deferredstate(False):
+        assert x.tobytes() == function(a).tobytes()
+
+
+@on_linux
+def test_tqdm_is_not_needed_for_what_is_short(a, log, with_tqdm):
+    with_tqdm()
+    with np.deferredstate(True), np.deferred.progress(600, log):
+        np.deferred.calculate(long(a))
+        assert children() == ""
+    log.seek(0)
+    assert log.read() == ""
+
+
+@on_linux
+def test_tqdm_is_broken(a, tmp_path, with_tqdm, num_threads):
+    """The line takes its place, once it is known."""
+    num_threads(1)
+    with_tqdm("import os; os.close(0); os.close(2); os._exit(1)")
+    big = np.linspace(0.1, 1, 8 * N)
+    with (
+        (tmp_path / "log").open("w+") as log,
+        np.deferredstate(True),
+        np.deferred.progress(0, log),
+    ):
+        x = long(big, 10)
+        np.deferred.calculate(x)
+        assert lines(log)[-1][1] == "100"
+    assert children() == ""
+
+
+@on_linux
+def test_tqdm_cannot_be_started(a, log, with_tqdm, monkeypatch):
+    with_tqdm()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with np.deferredstate(True), np.deferred.progress(0, log):
+        np.deferred.calculate(long(a))
+    assert lines(log)[-1][1] == "100"
+
+
+@on_linux
+def test_tqdm_does_not_end(a, log, with_tqdm):
+    """It is not waited for longer than a while."""
+    with_tqdm(
+        FAKE.replace("def close(self):", "def close(self):\n        time.sleep(60)")
+    )
+    start = time.monotonic()
+    with np.deferredstate(True), np.deferred.progress(0, log):
+        np.deferred.calculate(long(a))
+    assert time.monotonic() - start < 30
+    assert children() == ""
+
+
+@pytest.mark.parametrize("executable", [None, ""])
+def test_no_python_to_start(executable, with_tqdm, monkeypatch):
+    with_tqdm()
+    monkeypatch.setattr(sys, "executable", executable)
+    assert np.deferred.progress()._settings[2] is None
+
+
+@on_linux
+def test_the_helper_is_dropped(with_tqdm):
+    with_tqdm()
+    progress = np.deferred.progress(600)
+    helper = progress._settings[2]
+    count = sys.getrefcount(helper)
+    with progress:
+        assert sys.getrefcount(helper) == count + 1
+    assert sys.getrefcount(helper) == count
+    with pytest.raises(TypeError):
+        core._deferred_set_progress(-1, 0, "python")

@@ -145,19 +145,26 @@ stop_profile(PyObject *NPY_UNUSED(module), PyObject *events)
     Py_RETURN_NONE;
 }
 
-/* (file descriptor, nanoseconds): returns what it was. */
+/* (file descriptor, nanoseconds, the helper's argv or None): returns what it was. */
 static PyObject *
 set_progress(PyObject *NPY_UNUSED(module), PyObject *args)
 {
     npy_deferred_progress_settings before = npy_deferred_show_progress;
     int file;
     long long delay;
-    if (!PyArg_ParseTuple(args, "iL", &file, &delay)) {
+    PyObject *helper = Py_None;
+    if (!PyArg_ParseTuple(args, "iL|O", &file, &delay, &helper)) {
+        return NULL;
+    }
+    if (helper != Py_None && !PyTuple_CheckExact(helper)) {
+        PyErr_SetString(PyExc_TypeError, "a helper must be a tuple of bytes");
         return NULL;
     }
     npy_deferred_show_progress.file = file;
     npy_deferred_show_progress.delay = delay;
-    return Py_BuildValue("(iL)", before.file, (long long)before.delay);
+    npy_deferred_show_progress.helper = helper == Py_None ? NULL : Py_NewRef(helper);
+    return Py_BuildValue("(iLN)", before.file, (long long)before.delay,
+                         before.helper == NULL ? Py_NewRef(Py_None) : before.helper);
 }
 
 static PyObject *

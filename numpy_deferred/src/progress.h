@@ -14,6 +14,7 @@
 typedef struct {
     npy_intp total, done; /* elements; done: atomic */
     int divided;          /* what is done is counted in parts, by all threads */
+    int helper, socket;   /* the process that draws, and what it reads; or 0 */
     int shown;            /* how many lines */
     npy_int64 start, due; /* nanoseconds */
 } npy_deferred_progress;
@@ -22,6 +23,7 @@ typedef struct {
 typedef struct {
     int file;
     npy_int64 delay;
+    PyObject *helper; /* owned: its argv, a tuple of bytes; or NULL */
 } npy_deferred_progress_settings;
 extern NPY_NO_EXPORT npy_deferred_progress_settings npy_deferred_show_progress;
 
