@@ -632,12 +632,10 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
 /* What runs programs on this processor, or NULL. */
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type);
-/* What adds up floats on this processor as NumPy does, or NULL. */
-NPY_NO_EXPORT npy_deferred_tile_sum *
-npy_deferred_tile_sum_for(const PyArray_Descr *descr);
-/* What finds the largest of floats, or the smallest, or NULL. */
-NPY_NO_EXPORT npy_deferred_tile_extreme *
-npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest);
+/* What reduces on this processor as NumPy's loops do. */
+NPY_NO_EXPORT npy_deferred_tile_reducer
+npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
+                              npy_deferred_tile_reduction what);
 
 /* ---- execute.c: run a plan ---- */
 

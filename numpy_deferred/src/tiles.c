@@ -54,56 +54,60 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
 
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f32)
-
-NPY_NO_EXPORT npy_deferred_tile_sum *
-npy_deferred_tile_sum_for(const PyArray_Descr *descr)
-{
-    npy_deferred_tile_sum *sum = NULL;
-    if (descr->type_num == NPY_DOUBLE) {
-        NPY_CPU_DISPATCH_CALL(sum = npy_deferred_add_up_f64);
-    }
-    else if (descr->type_num == NPY_FLOAT) {
-        NPY_CPU_DISPATCH_CALL(sum = npy_deferred_add_up_f32);
-    }
-    return sum;
-}
-
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_sums_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_sums_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_largest_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_largest_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f32)
 
-NPY_NO_EXPORT npy_deferred_tile_extreme *
-npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest)
+NPY_NO_EXPORT npy_deferred_tile_reducer
+npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
+                              npy_deferred_tile_reduction what)
 {
-    npy_deferred_tile_extreme *extreme = NULL;
-    if (descr->type_num == NPY_DOUBLE && largest) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_largest_f64);
+    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL};
+    int wide = descr->type_num == NPY_DOUBLE;
+    if (!wide && descr->type_num != NPY_FLOAT) {
+        return reducer;
     }
-    else if (descr->type_num == NPY_DOUBLE) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_smallest_f64);
+    if (what == NPY_DEFERRED_TILE_SUM && wide) {
+        NPY_CPU_DISPATCH_CALL(reducer.add_up = npy_deferred_add_up_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_sums_f64);
     }
-    else if (descr->type_num == NPY_FLOAT && largest) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_largest_f32);
+    else if (what == NPY_DEFERRED_TILE_SUM) {
+        NPY_CPU_DISPATCH_CALL(reducer.add_up = npy_deferred_add_up_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_sums_f32);
     }
-    else if (descr->type_num == NPY_FLOAT) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_smallest_f32);
+    else if (what == NPY_DEFERRED_TILE_LARGEST && wide) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_largest_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_largest_f64);
     }
-    return extreme;
+    else if (what == NPY_DEFERRED_TILE_LARGEST) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_largest_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_largest_f32);
+    }
+    else if (what == NPY_DEFERRED_TILE_SMALLEST && wide) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_smallest_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_smallest_f64);
+    }
+    else if (what == NPY_DEFERRED_TILE_SMALLEST) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_smallest_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_smallest_f32);
+    }
+    return reducer;
 }
 
 #else
 
-NPY_NO_EXPORT npy_deferred_tile_extreme *
-npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest)
+NPY_NO_EXPORT npy_deferred_tile_reducer
+npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
+                              npy_deferred_tile_reduction what)
 {
-    return NULL;
-}
-
-NPY_NO_EXPORT npy_deferred_tile_sum *
-npy_deferred_tile_sum_for(const PyArray_Descr *descr)
-{
-    return NULL;
+    return (npy_deferred_tile_reducer){NULL, NULL, NULL};
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
