@@ -26,6 +26,7 @@
 
 #include "lowlevel_strided_loops.h"
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* Bytes that are evaluated at a time, in the type that is wanted. */
@@ -41,7 +42,7 @@ npy_deferred_pieces_init(npy_deferred_pieces *pieces, const npy_deferred_walk *w
                          npy_deferred_evaluator *evaluator, PyArray_Descr *from,
                          PyArray_Descr *to, int is_cast, int as_program)
 {
-    memset(pieces, 0, sizeof(*pieces));
+    memset(pieces, 0, offsetof(npy_deferred_pieces, lone)); /* that is the last */
     NPY_cast_info_init(&pieces->cast);
     pieces->walk = walk;
     pieces->evaluator = evaluator;

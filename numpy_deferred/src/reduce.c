@@ -69,8 +69,8 @@ typedef struct {
     int is_associative; /* but for NaNs and zeros */
     int zeros_differ; /* the loop may keep either of two zeros; it clears the status */
     npy_deferred_tile_reduction what;
-    int is_cast;      /* the loop has another type than the operand */
-    int wanted;       /* NPY_FPE_* that its error state wants to know of */
+    int is_cast; /* the loop has another type than the operand */
+    int wanted;  /* NPY_FPE_* that its error state wants to know of */
     int has_initial;
     _Alignas(16) char initial[ELEMENT_SIZE];
     /* From here on set for each try. */
@@ -80,10 +80,10 @@ typedef struct {
     npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
     npy_intp steps[NPY_MAXDIMS]; /* of the operand, in elements */
     PyArrayMethod_StridedLoop *loop;
-    NpyAuxData *auxdata;           /* owned */
+    NpyAuxData *auxdata; /* owned */
     npy_deferred_tile_reducer reducer;
-    int checked;      /* whether eager NumPy looks at the status of the loop */
-    int status;       /* NPY_FPE_* that it raised */
+    int checked; /* whether eager NumPy looks at the status of the loop */
+    int status;  /* NPY_FPE_* that it raised */
 } reduction;
 
 /* One that reduces, and what it has of the operand. */
@@ -607,7 +607,8 @@ combine(worker *w, char *into, npy_intp stride, char *data, npy_intp n)
     if (n == 0) {
         return 0;
     }
-    return zeros_meet(r, into, stride, data, n) ? 1 : run_loop(w, into, stride, data, n);
+    return zeros_meet(r, into, stride, data, n) ? 1
+                                                : run_loop(w, into, stride, data, n);
 }
 
 /* A run goes into as many elements. */
@@ -886,7 +887,7 @@ static int
 run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluators)
 {
     int ready = 0;
-    j->workers = PyMem_Calloc(j->nthreads, sizeof(worker));
+    j->workers = PyMem_Malloc(j->nthreads * sizeof(worker));
     if (j->workers == NULL) {
         PyErr_NoMemory();
         return -1;
@@ -1027,6 +1028,7 @@ reduce(reduction *r, int errormask)
     int result = npy_deferred_feed(r->operand, &r->consumer, &errors);
     if (result == 0) {
         npy_deferred_stats.reduced++;
+        profiled.written = PyArray_NBYTES(r->result);
         result = report(r, node, &errors, errormask) < 0 ? -1 : 1;
     }
     else if (result > 0) {
