@@ -64,6 +64,20 @@ def test_calculation(num_threads):
     assert p.at_once == []
 
 
+def test_a_reduction_writes_its_result_only(deferred):
+    a = np.ones((N // 10, 10))
+    with np.deferred.profile() as p:
+        assert np.sum(a - 0.5) == N / 2
+        assert np.sum(a - 0.5, axis=1)[0] == 5
+        x = a * 2
+        assert x.sum() == 2 * N
+        assert x.max() == 2
+    read = a.nbytes
+    seen = [(event.bytes_read, event.bytes_written) for event in p.events]
+    # What is evaluated a second time is stored.
+    assert seen == [(read, 8), (read, read // 10), (read, 8), (read, read)]
+
+
 def test_same_values(num_threads):
     """Profiling changes nothing."""
     a, b = memory(100, 100), memory(100)

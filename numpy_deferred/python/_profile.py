@@ -157,7 +157,7 @@ class Calculation:
 
     @property
     def bytes_written(self):
-        """Bytes of the result."""
+        """Bytes of the result, or of what it was reduced to without being stored."""
         return self.explanation.bytes_written
 
     @property

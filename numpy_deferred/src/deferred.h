@@ -579,6 +579,7 @@ typedef struct npy_deferred_plan_key npy_deferred_plan_key;
 typedef struct {
     int nvalues, nsteps, nslots, nunits;
     int nallocated; /* steps that there is memory for */
+    int streams;    /* whether programs write the result past the cache */
     int out;        /* the value that is the result */
     npy_deferred_value *values;
     npy_deferred_step *steps;
@@ -629,15 +630,16 @@ npy_deferred_is_exact(const npy_deferred_node *node);
 /* Put the plan's steps together to units. */
 NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
+/* Whether a plan that streams its result does: not where it is read from the cache. */
+NPY_NO_EXPORT void
+npy_deferred_set_streaming(npy_deferred_plan *plan, int streams);
 /* What runs programs on this processor, or NULL. */
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type);
-/* What adds up floats on this processor as NumPy does, or NULL. */
-NPY_NO_EXPORT npy_deferred_tile_sum *
-npy_deferred_tile_sum_for(const PyArray_Descr *descr);
-/* What finds the largest of floats, or the smallest, or NULL. */
-NPY_NO_EXPORT npy_deferred_tile_extreme *
-npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest);
+/* What reduces on this processor as NumPy's loops do. */
+NPY_NO_EXPORT npy_deferred_tile_reducer
+npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
+                              npy_deferred_tile_reduction what);
 
 /* ---- execute.c: run a plan ---- */
 
@@ -702,6 +704,8 @@ typedef struct {
     int operands[NPY_DEFERRED_TILE_MAX_ARGS]; /* of the walk, or -1 */
     int out;                                  /* the argument that is written */
     int wanted; /* NPY_FPE_* that some error state wants to know of */
+    npy_deferred_rows rows;
+    npy_intp row; /* of a walk by rows: where `rows` is */
 } npy_deferred_lone_program;
 /*
  * Returns whether the plan is one.  Who runs it looks at the floating-point status

@@ -937,6 +937,7 @@ npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, in
         PyErr_NoMemory();
         return NULL;
     }
+    npy_deferred_set_streaming(plan, 0); /* pieces are read again */
     /* The first one has the plan itself, which copies are made of before. */
     run_state *first = &evaluators[0].state;
     *first = new_state(plan, walk);
@@ -980,6 +981,7 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     lone->walk = state->walk;
     lone->machine = unit->machine;
     lone->wanted = state->wanted;
+    lone->row = -2; /* nowhere */
     lone->program = (npy_deferred_tile_program){
             .nargs = unit->nargs,
             .code = &plan->tile_code[unit->code],
@@ -1006,17 +1008,20 @@ NPY_NO_EXPORT npy_intp
 npy_deferred_program_seek(npy_deferred_lone_program *lone, npy_intp start)
 {
     const npy_deferred_walk *walk = lone->walk;
-    npy_deferred_rows rows;
-    npy_intp length = walk->runs.length, skipped = start;
-    if (walk->rows) {
-        npy_deferred_rows_begin(&rows, walk, start / length);
-        skipped = start % length;
+    npy_intp length = walk->runs.length, row = walk->rows ? start / length : 0;
+    npy_intp skipped = start - row * length;
+    if (walk->rows && row == lone->row + 1) {
+        npy_deferred_rows_next(&lone->rows);
     }
+    else if (walk->rows && row != lone->row) {
+        npy_deferred_rows_begin(&lone->rows, walk, row);
+    }
+    lone->row = row;
     for (int i = 0; i < lone->program.nargs; i++) {
         int operand = lone->operands[i];
         if (operand >= 0) {
             char *begin = walk->rows
-                                  ? rows.data[operand]
+                                  ? lone->rows.data[operand]
                                   : PyArray_BYTES(walk->expression->operands[operand]);
             lone->data[i] = begin + skipped * lone->strides[i];
         }
@@ -1084,6 +1089,7 @@ npy_deferred_evaluators_free(npy_deferred_evaluator *evaluators, int n)
         }
         release_state(state);
     }
+    npy_deferred_set_streaming(first->plan, 1);
     PyMem_RawFree(first->scratch);
     PyMem_Free(evaluators);
 }

@@ -26,12 +26,13 @@
 
 #include "lowlevel_strided_loops.h"
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* Bytes that are evaluated at a time, in the type that is wanted. */
 #define PIECE_BYTES 16384
-/* Measured: with twice as many, 80 MB are read for a sum in a third more time. */
-#define PROGRAM_BYTES 4096
+/* Measured: with twice as many, 80 MB are read for a sum in a fifth more time. */
+#define PROGRAM_BYTES 8192
 #define ALIGNMENT 64
 /* Elements after which the status is looked at. */
 #define SETTLE_EVERY 65536
@@ -41,7 +42,7 @@ npy_deferred_pieces_init(npy_deferred_pieces *pieces, const npy_deferred_walk *w
                          npy_deferred_evaluator *evaluator, PyArray_Descr *from,
                          PyArray_Descr *to, int is_cast, int as_program)
 {
-    memset(pieces, 0, sizeof(*pieces));
+    memset(pieces, 0, offsetof(npy_deferred_pieces, lone)); /* that is the last */
     NPY_cast_info_init(&pieces->cast);
     pieces->walk = walk;
     pieces->evaluator = evaluator;

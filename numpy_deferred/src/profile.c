@@ -140,6 +140,7 @@ npy_deferred_profile_enter(npy_deferred_profiled *profiled, npy_deferred_target 
                                                    : NPY_DEFERRED_WHY_ASSIGN;
     }
     profiled->described = profiled->plan = NULL;
+    profiled->written = -1;
     profiled->frames = current_frames();
     profiled->outer = innermost;
     profiled->active = 1;
@@ -198,6 +199,13 @@ NPY_NO_EXPORT void
 npy_deferred_profile_leave(npy_deferred_profiled *profiled, int result)
 {
     interpreter held = hold();
+    if (profiled->written >= 0 && profiled->described != NULL) {
+        Py_ssize_t last = PyTuple_GET_SIZE(profiled->described) - 1;
+        PyObject *written = PyLong_FromSsize_t(profiled->written);
+        if (written != NULL) {
+            PyTuple_SetItem(profiled->described, last, written);
+        }
+    }
     PyObject *event = record(profiled, result == 0 || held.type == NULL
                                                ? NULL
                                                : ((PyTypeObject *)held.type)->tp_name);

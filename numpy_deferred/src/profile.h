@@ -87,6 +87,7 @@ struct npy_deferred_profiled {
     int active;
     npy_deferred_why why;
     PyObject *start, *frames, *described, *plan; /* owned, or NULL */
+    npy_intp written; /* bytes, set by who has not stored all values; -1: all */
 };
 
 NPY_NO_EXPORT void

@@ -68,9 +68,9 @@ typedef struct {
     cuts cut;
     int is_associative; /* but for NaNs and zeros */
     int zeros_differ; /* the loop may keep either of two zeros; it clears the status */
-    int is_largest;   /* else it keeps the smallest, if zeros differ */
-    int is_cast;      /* the loop has another type than the operand */
-    int wanted;       /* NPY_FPE_* that its error state wants to know of */
+    npy_deferred_tile_reduction what;
+    int is_cast; /* the loop has another type than the operand */
+    int wanted;  /* NPY_FPE_* that its error state wants to know of */
     int has_initial;
     _Alignas(16) char initial[ELEMENT_SIZE];
     /* From here on set for each try. */
@@ -80,12 +80,10 @@ typedef struct {
     npy_intp shape[NPY_MAXDIMS], strides[NPY_MAXDIMS];
     npy_intp steps[NPY_MAXDIMS]; /* of the operand, in elements */
     PyArrayMethod_StridedLoop *loop;
-    NpyAuxData *auxdata;           /* owned */
-    npy_deferred_tile_sum *add_up; /* what pairwise sums the loop makes, or NULL */
-    npy_deferred_tile_extreme
-            *extreme; /* what it does where there is no NaN, or NULL */
-    int checked;      /* whether eager NumPy looks at the status of the loop */
-    int status;       /* NPY_FPE_* that it raised */
+    NpyAuxData *auxdata; /* owned */
+    npy_deferred_tile_reducer reducer;
+    int checked; /* whether eager NumPy looks at the status of the loop */
+    int status;  /* NPY_FPE_* that it raised */
 } reduction;
 
 /* One that reduces, and what it has of the operand. */
@@ -100,13 +98,14 @@ static const struct {
     const char *name;
     cuts of_real, of_complex, of_half;
     int zeros_differ;
+    npy_deferred_tile_reduction what;
 } ufuncs[] = {
-        {"add", PAIRWISE, PAIRWISE, NOWHERE, 0},
+        {"add", PAIRWISE, PAIRWISE, NOWHERE, 0, NPY_DEFERRED_TILE_SUM},
         {"multiply", ANYWHERE, ANYWHERE, NOWHERE, 0},
-        {"maximum", ANYWHERE, ANYWHERE, ANYWHERE, 1},
-        {"minimum", ANYWHERE, ANYWHERE, ANYWHERE, 1},
-        {"fmax", ANYWHERE, ANYWHERE, ANYWHERE, 1},
-        {"fmin", ANYWHERE, ANYWHERE, ANYWHERE, 1},
+        {"maximum", ANYWHERE, ANYWHERE, ANYWHERE, 1, NPY_DEFERRED_TILE_LARGEST},
+        {"minimum", ANYWHERE, ANYWHERE, ANYWHERE, 1, NPY_DEFERRED_TILE_SMALLEST},
+        {"fmax", ANYWHERE, ANYWHERE, ANYWHERE, 1, NPY_DEFERRED_TILE_LARGEST},
+        {"fmin", ANYWHERE, ANYWHERE, ANYWHERE, 1, NPY_DEFERRED_TILE_SMALLEST},
         {"logical_and", ANYWHERE, NOT_FUSED, NOT_FUSED, 0},
         {"logical_or", ANYWHERE, NOT_FUSED, NOT_FUSED, 0},
         {"logical_xor", ANYWHERE, NOT_FUSED, NOT_FUSED, 0},
@@ -128,7 +127,7 @@ choose_cuts(reduction *r)
                      : PyTypeNum_ISCOMPLEX(type) ? ufuncs[i].of_complex
                                                  : ufuncs[i].of_real;
             r->zeros_differ = ufuncs[i].zeros_differ && PyTypeNum_ISFLOAT(type);
-            r->is_largest = strstr(ufunc->name, "max") != NULL;
+            r->what = ufuncs[i].what;
             r->is_associative = r->cut == ANYWHERE &&
                                 (ufuncs[i].zeros_differ || PyTypeNum_ISINTEGER(type) ||
                                  type == NPY_BOOL);
@@ -294,11 +293,7 @@ choose_loop(reduction *r)
     }
     r->checked = !(flags & NPY_METH_NO_FLOATINGPOINT_ERRORS);
     r->status = 0;
-    r->add_up = r->cut == PAIRWISE ? npy_deferred_tile_sum_for(context->descriptors[0])
-                                   : NULL;
-    r->extreme = r->zeros_differ ? npy_deferred_tile_extreme_for(
-                                           context->descriptors[0], r->is_largest)
-                                 : NULL;
+    r->reducer = npy_deferred_tile_reducer_for(context->descriptors[0], r->what);
     return 0;
 }
 
@@ -420,7 +415,9 @@ run_loop(worker *w, char *result, npy_intp stride, char *data, npy_intp n)
     char *args[3] = {result, data, result};
     npy_intp strides[3] = {stride, element_size(w), stride};
     /* It clears the status then. */
-    int settled = r->zeros_differ ? npy_deferred_pieces_settle(&w->pieces) : 0;
+    int settled = r->zeros_differ && w->pieces.unsettled > 0
+                          ? npy_deferred_pieces_settle(&w->pieces)
+                          : 0;
     return settled != 0 ? settled : r->loop(r->context, args, &n, strides, r->auxdata);
 }
 
@@ -428,22 +425,10 @@ run_loop(worker *w, char *result, npy_intp stride, char *data, npy_intp n)
 static int
 run_quickly(worker *w, char *result, char *data, npy_intp n)
 {
-    _Alignas(16) char before[ELEMENT_SIZE];
-    if (w->r->extreme == NULL) {
-        return run_loop(w, result, 0, data, n);
-    }
-    int settled = npy_deferred_pieces_settle(&w->pieces);
-    if (settled != 0) {
-        return settled;
-    }
-    memcpy(before, result, element_size(w));
-    if (w->r->extreme(data, n, result)) {
-        /* A NaN counts for NumPy's loops; to compare it has raised something. */
-        memcpy(result, before, element_size(w));
-        npy_clear_floatstatus_barrier(result);
-        return run_loop(w, result, 0, data, n);
-    }
-    return 0;
+    const npy_deferred_tile_reducer *reducer = &w->r->reducer;
+    return reducer->extreme != NULL && !reducer->extreme(data, n, result)
+                   ? 0
+                   : run_loop(w, result, 0, data, n);
 }
 
 static int
@@ -502,8 +487,8 @@ set_minus_zero(const reduction *r, char *value)
 static int
 add_up(worker *w, char *sum, char *data, npy_intp n)
 {
-    if (w->r->add_up != NULL) {
-        w->r->add_up(data, n, sum);
+    if (w->r->reducer.add_up != NULL) {
+        w->r->reducer.add_up(data, n, sum);
         return has_nan(w->r, sum, 1);
     }
     set_minus_zero(w->r, sum);
@@ -514,7 +499,7 @@ add_up(worker *w, char *sum, char *data, npy_intp n)
 static int
 add(worker *w, char *sum, char *other)
 {
-    if (w->r->add_up == NULL) {
+    if (w->r->reducer.add_up == NULL) {
         return run_loop(w, sum, 0, other, 1);
     }
     if (w->r->context->descriptors[0]->type_num == NPY_DOUBLE) {
@@ -559,7 +544,7 @@ reduce_stretch(worker *w, npy_intp position, npy_intp n, char *into)
 {
     char *data;
     int result = 0;
-    if (w->r->cut == PAIRWISE && (w->r->add_up != NULL || n > w->pieces.part)) {
+    if (w->r->cut == PAIRWISE && (w->r->reducer.add_up != NULL || n > w->pieces.part)) {
         _Alignas(16) char sum[ELEMENT_SIZE];
         result = sum_pairwise(w, position, n, sum);
         return result != 0 ? result : add(w, into, sum);
@@ -607,6 +592,25 @@ reduce_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     return result;
 }
 
+/* Elements go into as many others. */
+static int
+combine(worker *w, char *into, npy_intp stride, char *data, npy_intp n)
+{
+    const reduction *r = w->r;
+    npy_intp size = element_size(w);
+    npy_intp done = r->reducer.join != NULL && stride == size
+                            ? r->reducer.join(into, data, n)
+                            : 0;
+    into += done * stride;
+    data += done * size;
+    n -= done;
+    if (n == 0) {
+        return 0;
+    }
+    return zeros_meet(r, into, stride, data, n) ? 1
+                                                : run_loop(w, into, stride, data, n);
+}
+
 /* A run goes into as many elements. */
 static int
 combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
@@ -618,9 +622,7 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
         npy_intp some = n;
         result = npy_deferred_provide_some(&w->pieces, position, &some, &data);
         if (result == 0 && !first) {
-            result = zeros_meet(w->r, into, stride, data, some)
-                             ? 1
-                             : run_loop(w, into, stride, data, some);
+            result = combine(w, into, stride, data, some);
         }
         else if (result == 0) {
             for (npy_intp i = 0; i < some; i++) {
@@ -654,7 +656,8 @@ reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
             first = r->strides[i] != 0 || index[i] == 0;
         }
         if (section == 0) {
-            section = shape[ranged] * r->steps[ranged];
+            section = to - from < r->shape[ranged] ? shape[ranged] * r->steps[ranged]
+                                                   : PyArray_SIZE(r->operand);
             w->pieces.until = position + section;
         }
         section -= shape[0];
@@ -884,7 +887,7 @@ static int
 run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluators)
 {
     int ready = 0;
-    j->workers = PyMem_Calloc(j->nthreads, sizeof(worker));
+    j->workers = PyMem_Malloc(j->nthreads * sizeof(worker));
     if (j->workers == NULL) {
         PyErr_NoMemory();
         return -1;
@@ -1025,6 +1028,7 @@ reduce(reduction *r, int errormask)
     int result = npy_deferred_feed(r->operand, &r->consumer, &errors);
     if (result == 0) {
         npy_deferred_stats.reduced++;
+        profiled.written = PyArray_NBYTES(r->result);
         result = report(r, node, &errors, errormask) < 0 ? -1 : 1;
     }
     else if (result > 0) {

@@ -59,22 +59,29 @@ npy_deferred_errfunc(PyObject *errstate, int *errmask)
 static int
 judge_filter(PyObject *filter)
 {
-    PyObject *action, *message, *category, *module;
-    int lineno;
-    if (!PyTuple_Check(filter) ||
-        !PyArg_ParseTuple(filter, "OOOOi", &action, &message, &category, &module,
-                          &lineno) ||
-        !PyUnicode_Check(action)) {
+    if (!PyTuple_Check(filter) || PyTuple_GET_SIZE(filter) != 5) {
         return 1;
     }
-    int applies = PyObject_IsSubclass(PyExc_RuntimeWarning, category);
+    PyObject *action = PyTuple_GET_ITEM(filter, 0);
+    PyObject *message = PyTuple_GET_ITEM(filter, 1);
+    PyObject *category = PyTuple_GET_ITEM(filter, 2);
+    PyObject *module = PyTuple_GET_ITEM(filter, 3);
+    PyObject *lineno = PyTuple_GET_ITEM(filter, 4);
+    if (!PyUnicode_Check(action) || !PyLong_CheckExact(lineno)) {
+        return 1;
+    }
+    int applies = Py_IS_TYPE(category, &PyType_Type)
+                          ? PyType_IsSubtype((PyTypeObject *)PyExc_RuntimeWarning,
+                                             (PyTypeObject *)category)
+                          : PyObject_IsSubclass(PyExc_RuntimeWarning, category);
     if (applies <= 0) {
         return applies < 0;
     }
     if (PyUnicode_CompareWithASCIIString(action, "error") == 0) {
         return 1;
     }
-    return message == Py_None && module == Py_None && lineno == 0 ? -1 : 0;
+    int of_all = message == Py_None && module == Py_None;
+    return of_all && PyLong_AsLong(lineno) == 0 ? -1 : 0;
 }
 
 /* Whether some filter makes our warnings exceptions; when in doubt it does. */

@@ -28,6 +28,7 @@
 
 #include "deferred.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 
 /* 0: not asked yet. */
@@ -277,12 +278,23 @@ npy_deferred_threads_init(PyObject *module)
     own_names = PyModule_GetDict(module);
 }
 
+/* Ufuncs that were found there, each at its place: they live as long as NumPy. */
+#define NKNOWN 64
+static const PyUFuncObject *known_own[NKNOWN];
+
 NPY_NO_EXPORT int
 npy_deferred_is_own_ufunc(const PyUFuncObject *ufunc)
 {
-    return npy_deferred_is_where(ufunc) ||
-           (ufunc->name != NULL &&
-            PyDict_GetItemString(own_names, ufunc->name) == (PyObject *)ufunc);
+    const PyUFuncObject **known = &known_own[(uintptr_t)ufunc / 64 % NKNOWN];
+    if (*known == ufunc || npy_deferred_is_where(ufunc)) {
+        return 1;
+    }
+    if (ufunc->name == NULL ||
+        PyDict_GetItemString(own_names, ufunc->name) != (PyObject *)ufunc) {
+        return 0;
+    }
+    *known = ufunc;
+    return 1;
 }
 
 /* The number that a variable of OpenMP starts with; 0 when it is none. */

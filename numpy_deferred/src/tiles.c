@@ -54,56 +54,60 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
 
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f32)
-
-NPY_NO_EXPORT npy_deferred_tile_sum *
-npy_deferred_tile_sum_for(const PyArray_Descr *descr)
-{
-    npy_deferred_tile_sum *sum = NULL;
-    if (descr->type_num == NPY_DOUBLE) {
-        NPY_CPU_DISPATCH_CALL(sum = npy_deferred_add_up_f64);
-    }
-    else if (descr->type_num == NPY_FLOAT) {
-        NPY_CPU_DISPATCH_CALL(sum = npy_deferred_add_up_f32);
-    }
-    return sum;
-}
-
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_sums_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_sums_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_largest_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_largest_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f32)
 
-NPY_NO_EXPORT npy_deferred_tile_extreme *
-npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest)
+NPY_NO_EXPORT npy_deferred_tile_reducer
+npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
+                              npy_deferred_tile_reduction what)
 {
-    npy_deferred_tile_extreme *extreme = NULL;
-    if (descr->type_num == NPY_DOUBLE && largest) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_largest_f64);
+    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL};
+    int wide = descr->type_num == NPY_DOUBLE;
+    if (!wide && descr->type_num != NPY_FLOAT) {
+        return reducer;
     }
-    else if (descr->type_num == NPY_DOUBLE) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_smallest_f64);
+    if (what == NPY_DEFERRED_TILE_SUM && wide) {
+        NPY_CPU_DISPATCH_CALL(reducer.add_up = npy_deferred_add_up_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_sums_f64);
     }
-    else if (descr->type_num == NPY_FLOAT && largest) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_largest_f32);
+    else if (what == NPY_DEFERRED_TILE_SUM) {
+        NPY_CPU_DISPATCH_CALL(reducer.add_up = npy_deferred_add_up_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_sums_f32);
     }
-    else if (descr->type_num == NPY_FLOAT) {
-        NPY_CPU_DISPATCH_CALL(extreme = npy_deferred_smallest_f32);
+    else if (what == NPY_DEFERRED_TILE_LARGEST && wide) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_largest_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_largest_f64);
     }
-    return extreme;
+    else if (what == NPY_DEFERRED_TILE_LARGEST) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_largest_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_largest_f32);
+    }
+    else if (what == NPY_DEFERRED_TILE_SMALLEST && wide) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_smallest_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_smallest_f64);
+    }
+    else if (what == NPY_DEFERRED_TILE_SMALLEST) {
+        NPY_CPU_DISPATCH_CALL(reducer.extreme = npy_deferred_smallest_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_smallest_f32);
+    }
+    return reducer;
 }
 
 #else
 
-NPY_NO_EXPORT npy_deferred_tile_extreme *
-npy_deferred_tile_extreme_for(const PyArray_Descr *descr, int largest)
+NPY_NO_EXPORT npy_deferred_tile_reducer
+npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
+                              npy_deferred_tile_reduction what)
 {
-    return NULL;
-}
-
-NPY_NO_EXPORT npy_deferred_tile_sum *
-npy_deferred_tile_sum_for(const PyArray_Descr *descr)
-{
-    return NULL;
+    return (npy_deferred_tile_reducer){NULL, NULL, NULL};
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
@@ -675,6 +679,7 @@ NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     int ncode = 0, nargs = 0, streams = is_streamed(walk);
+    plan->streams = streams;
     for (int i = 0; i < plan->nsteps; i++) {
         classify(plan, &plan->steps[i]);
         if (plan->steps[i].tile_type != NPY_DEFERRED_TILE_NONE) {
@@ -699,6 +704,26 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
         }
         else {
             unit->reads_status = !keeps_status(step);
+        }
+    }
+}
+
+NPY_NO_EXPORT void
+npy_deferred_set_streaming(npy_deferred_plan *plan, int streams)
+{
+    const int from = streams ? NPY_DEFERRED_TILE_STORE : NPY_DEFERRED_TILE_STREAM;
+    const int to = streams ? NPY_DEFERRED_TILE_STREAM : NPY_DEFERRED_TILE_STORE;
+    for (int i = 0; plan->streams && i < plan->nunits; i++) {
+        const npy_deferred_unit *unit = &plan->units[i];
+        if (unit->type == NPY_DEFERRED_TILE_NONE) {
+            continue;
+        }
+        npy_deferred_tile_instruction *code = &plan->tile_code[unit->code];
+        for (; code->code != NPY_DEFERRED_TILE_END; code++) {
+            if (code->code == from &&
+                plan->tile_args[unit->args + code->arg].value == plan->out) {
+                code->code = to;
+            }
         }
     }
 }

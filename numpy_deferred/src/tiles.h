@@ -141,8 +141,27 @@ typedef int(npy_deferred_tile_machine)(const npy_deferred_tile_program *program,
 typedef void(npy_deferred_tile_sum)(const char *from, npy_intp n, char *sum);
 /*
  * `*result` becomes the largest, or smallest, of itself and `n` elements.  Returns
- * whether one of these is a NaN; it does not count.
+ * whether one of these is a NaN; it has done nothing then.
  */
 typedef int(npy_deferred_tile_extreme)(const char *from, npy_intp n, char *result);
+/*
+ * `n` elements are added to others, or become the larger or smaller ones.  Returns how
+ * many are done: next come a NaN, zeros of two signs, or the end.
+ */
+typedef npy_intp(npy_deferred_tile_join)(char *into, const char *from, npy_intp n);
+
+typedef enum {
+    NPY_DEFERRED_TILE_NO_REDUCTION,
+    NPY_DEFERRED_TILE_SUM,
+    NPY_DEFERRED_TILE_LARGEST,
+    NPY_DEFERRED_TILE_SMALLEST,
+} npy_deferred_tile_reduction;
+
+/* What there is of these; NULL: NumPy's loop is to do it. */
+typedef struct {
+    npy_deferred_tile_sum *add_up;
+    npy_deferred_tile_extreme *extreme;
+    npy_deferred_tile_join *join;
+} npy_deferred_tile_reducer;
 
 #endif /* NUMPY_DEFERRED_TILES_H_ */
