@@ -15,7 +15,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from helpers.compare import comparison
+from helpers.compare import assert_same, comparison
 from helpers.layouts import contiguous, negative, operand, strided, swapped, unaligned
 from helpers.values import values
 
@@ -405,3 +405,15 @@ def test_other_instruction_sets(disabled):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("char", "dfilqLQ")
+def test_truth_that_becomes_numbers_of_another_byte_order(char):
+    a = np.arange(1000.0)
+
+    def assigned():
+        out = np.zeros(1000, np.dtype(char).newbyteorder())
+        out[...] = (a * 2 < 700) & (a > 3)
+        return out
+
+    assert_same(assigned)

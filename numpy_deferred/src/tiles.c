@@ -354,7 +354,8 @@ type_for_masks(const npy_deferred_plan *plan, const npy_deferred_step *step)
     const npy_deferred_value *first = &plan->values[step->args[0]];
     const npy_deferred_value *result = &plan->values[step->args[step->nargs - 1]];
     npy_deferred_tile_type type = type_of_mask(plan, first);
-    if (!result->aligned || result->stride != result->descr->elsize) {
+    if (!result->aligned || result->stride != result->descr->elsize ||
+        !PyArray_ISNBO(result->descr->byteorder)) {
         return NPY_DEFERRED_TILE_NONE;
     }
     for (int i = 0; i < step->nargs - 1; i++) {
