@@ -579,7 +579,6 @@ typedef struct npy_deferred_plan_key npy_deferred_plan_key;
 typedef struct {
     int nvalues, nsteps, nslots, nunits;
     int nallocated; /* steps that there is memory for */
-    int streams;    /* whether programs write the result past the cache */
     int out;        /* the value that is the result */
     npy_deferred_value *values;
     npy_deferred_step *steps;
@@ -630,9 +629,6 @@ npy_deferred_is_exact(const npy_deferred_node *node);
 /* Put the plan's steps together to units. */
 NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
-/* Whether a plan that streams its result does: not where it is read from the cache. */
-NPY_NO_EXPORT void
-npy_deferred_set_streaming(npy_deferred_plan *plan, int streams);
 /* What runs programs on this processor, or NULL. */
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type);

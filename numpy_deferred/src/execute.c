@@ -412,7 +412,7 @@ run_program(const run_state *state, const npy_deferred_unit *unit, npy_intp n)
             .args = &plan->tile_args[unit->args],
             .strides = strides,
             .overlaps = state->walk->overlaps,
-            .streams = state->into == NULL,
+            .streams = state->into == NULL, /* pieces are read from the cache */
     };
     for (int i = 0; i < unit->nargs; i++) {
         const npy_deferred_value *value = &plan->values[program.args[i].value];
@@ -937,7 +937,6 @@ npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, in
         PyErr_NoMemory();
         return NULL;
     }
-    npy_deferred_set_streaming(plan, 0); /* pieces are read again */
     /* The first one has the plan itself, which copies are made of before. */
     run_state *first = &evaluators[0].state;
     *first = new_state(plan, walk);
@@ -1089,7 +1088,6 @@ npy_deferred_evaluators_free(npy_deferred_evaluator *evaluators, int n)
         }
         release_state(state);
     }
-    npy_deferred_set_streaming(first->plan, 1);
     PyMem_RawFree(first->scratch);
     PyMem_Free(evaluators);
 }

@@ -680,7 +680,6 @@ NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     int ncode = 0, nargs = 0, streams = is_streamed(walk);
-    plan->streams = streams;
     for (int i = 0; i < plan->nsteps; i++) {
         classify(plan, &plan->steps[i]);
         if (plan->steps[i].tile_type != NPY_DEFERRED_TILE_NONE) {
@@ -705,26 +704,6 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
         }
         else {
             unit->reads_status = !keeps_status(step);
-        }
-    }
-}
-
-NPY_NO_EXPORT void
-npy_deferred_set_streaming(npy_deferred_plan *plan, int streams)
-{
-    const int from = streams ? NPY_DEFERRED_TILE_STORE : NPY_DEFERRED_TILE_STREAM;
-    const int to = streams ? NPY_DEFERRED_TILE_STREAM : NPY_DEFERRED_TILE_STORE;
-    for (int i = 0; plan->streams && i < plan->nunits; i++) {
-        const npy_deferred_unit *unit = &plan->units[i];
-        if (unit->type == NPY_DEFERRED_TILE_NONE) {
-            continue;
-        }
-        npy_deferred_tile_instruction *code = &plan->tile_code[unit->code];
-        for (; code->code != NPY_DEFERRED_TILE_END; code++) {
-            if (code->code == from &&
-                plan->tile_args[unit->args + code->arg].value == plan->out) {
-                code->code = to;
-            }
         }
     }
 }
