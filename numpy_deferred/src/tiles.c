@@ -445,11 +445,14 @@ typedef struct {
  */
 #define STREAM_BYTES (6 << 20)
 
-/* Not where operands are, which are in the cache when they are overwritten. */
+/*
+ * Not where operands are, which are in the cache when they are overwritten; nor by
+ * rows, which share cache lines.
+ */
 static int
 is_streamed(const npy_deferred_walk *walk)
 {
-    return !walk->overlaps && PyArray_NBYTES(walk->out) >= STREAM_BYTES;
+    return !walk->overlaps && !walk->rows && PyArray_NBYTES(walk->out) >= STREAM_BYTES;
 }
 
 static int
