@@ -597,6 +597,19 @@ class TestHeaders:
         )
         assert done.returncode == 0, done.stderr
 
+    def test_descriptor_asked_for_while_raising(self, passes):
+        """It has everything calculated, see test_neighbours.py."""
+        passes("""
+        x = deferred(5000)
+        try:
+            touch.ask_while_raising("mine")
+        except KeyError as error:
+            assert error.args == ("mine",)
+        else:
+            raise AssertionError
+        assert not x.flags.deferred and x[7] == expected(7)
+        """)
+
     def test_stock_headers_meet_the_guard(self, extensions):
         if extensions["stock"] is None:
             pytest.skip("no stock NumPy: `spin stock` builds it")

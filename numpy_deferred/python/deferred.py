@@ -314,17 +314,20 @@ def set_protect_limit(nbytes):
 
     That costs about as much as a simple operation where memory comes in pages of
     4 KiB, and little in huge pages, which large arrays have where the system grants
-    them.  Set it to 0 for a program in which compiled code writes into
-    arrays of any size that pending operations read.  The memory of operands below
-    the limit is not protected; they are marked as not writeable, for code that
-    looks at the flag in the array structure.
+    them.  The memory of operands below the limit is not protected; they are marked as
+    not writeable, for code that looks at the flag in the array structure.  Calls of
+    f2py's wrappers, pybind11's ``array_t`` and Numba's functions have what reads such
+    memory calculated first.  Set the limit to 0 for a program in which other
+    compiled code, Cython's ``arr.data`` for instance, writes into arrays of any size.
 
     Parameters
     ----------
     nbytes : int
         The size in bytes of the memory, for operands of operations written from
-        now on.  At start-up it is 256 MiB, or what the environment variable
-        ``NUMPY_DEFERRED_PROTECT_BYTES`` says.
+        now on.  At start-up it is what the environment variable
+        ``NUMPY_DEFERRED_PROTECT_BYTES`` says, or 256 MiB; without the variable, it
+        becomes 0 when PyTorch or OpenCV is imported, whose writes are not foreseen,
+        and results below 4 MiB are not deferred then.  A call ends that.
 
     Returns
     -------
@@ -366,7 +369,7 @@ def get_protect_limit():
     Returns
     -------
     nbytes : int
-        As last given to `set_protect_limit`.
+        As last given to `set_protect_limit`; what that says of the start else.
 
     Examples
     --------

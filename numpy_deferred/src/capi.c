@@ -7,6 +7,9 @@
  * given: a NULL is a ValueError and another object a TypeError, as for
  * PyArray_SetBaseObject and PyArray_OutputConverter, since Cython passes None
  * where an ndarray is declared.  They need the GIL.
+ *
+ * Two functions that have always been in the table get other entries, which tell that
+ * an extension asks: see descr_from_type and get_ndarray_c_version.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -66,9 +69,44 @@ PyArray_GetDeferredUsageCount(PyArrayObject *arr)
     return usage == NULL ? 0 : (int)Py_MIN(usage->count, INT_MAX);
 }
 
+/*
+ * What f2py's wrappers and pybind11's array_t<T> ask first, for each array that they
+ * are given, and all who say PyArray_FROM_OTF: the one sign of code that may go on to
+ * write into an operand, through PyArray_DATA, without asking anything else.
+ */
+static PyArray_Descr *
+descr_from_type(int type)
+{
+    npy_deferred_before_unseen_writes();
+    return PyArray_DescrFromType(type);
+}
+
+/* Called by import_array: there is one more who may have arrays. */
+static unsigned int
+get_ndarray_c_version(void)
+{
+    npy_deferred_before_unseen_writes();
+    npy_deferred_neighbours_came = 1;
+    return PyArray_GetNDArrayCVersion();
+}
+
+static void
+replace(void *function, void *by)
+{
+    for (int i = 0; i < _NPY_DEFERRED_API_SLOT; i++) {
+        if (PyArray_API[i] == function) {
+            PyArray_API[i] = by;
+            return;
+        }
+    }
+    Py_FatalError("numpy_deferred: a function is not in NumPy's table");
+}
+
 NPY_NO_EXPORT int
 npy_deferred_capi_init(PyObject *module)
 {
+    replace((void *)PyArray_DescrFromType, (void *)descr_from_type);
+    replace((void *)PyArray_GetNDArrayCVersion, (void *)get_ndarray_c_version);
     void **slots = PyArray_API + _NPY_DEFERRED_API_SLOT;
     slots[0] = (void *)PyArray_CalculateAllDeferred;
     slots[1] = (void *)PyArray_CalculateDeferred;

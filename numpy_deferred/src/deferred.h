@@ -171,6 +171,8 @@ npy_deferred_enter_state(PyObject *state);
 extern NPY_NO_EXPORT NPY_TLS int npy_deferred_calling_out;
 /* Results smaller than this many bytes are not deferred. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_bytes;
+/* Whether the environment says how many. */
+extern NPY_NO_EXPORT int npy_deferred_min_bytes_chosen;
 /* Bytes that only pending expressions may keep alive, all together. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_memory_limit;
 /* What a touch of a deferred array's data does that no hook has seen coming. */
@@ -272,6 +274,9 @@ npy_deferred_held_bytes(PyArrayObject *operand, npy_uint64 visit);
 /* Sum of that over all memory. */
 NPY_NO_EXPORT npy_intp
 npy_deferred_total_held_bytes(void);
+/* Whether pending nodes read memory in which nobody sees unasked writes. */
+NPY_NO_EXPORT int
+npy_deferred_reads_unprotected(void);
 
 /* ---- node.c: nodes and the pending list ---- */
 
@@ -296,6 +301,12 @@ npy_deferred_begin_scope(void);
 /* Calculate what is pending of a scope, as npy_deferred_calculate_all does. */
 NPY_NO_EXPORT int
 npy_deferred_calculate_scope(PyObject *scope);
+/*
+ * Calculate with `calculate` everything pending if some of it reads memory in which
+ * nobody sees unasked writes.  As npy_deferred_calculate_all.
+ */
+NPY_NO_EXPORT int
+npy_deferred_calculate_readers(int (*calculate)(PyArrayObject *));
 /*
  * Of two deferred arrays of the same layout: `array` stands for what `result` did from
  * here on, and the other way round, for those that read `array`, too.  Returns 1, or
@@ -909,6 +920,18 @@ npy_deferred_protected_owner(const void *address);
 NPY_NO_EXPORT void
 npy_deferred_open_range(const void *address);
 
+/* ---- neighbours.c: libraries that write to arrays without asking ---- */
+
+/* Whether a library may have come that nobody has looked at. */
+extern NPY_NO_EXPORT int npy_deferred_neighbours_came;
+NPY_NO_EXPORT void
+npy_deferred_look_at_neighbours(void);
+/* Smaller results are not deferred where all operands are protected for a library. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_min_protected_bytes;
+/* What is protected has been chosen, whatever libraries come. */
+NPY_NO_EXPORT void
+npy_deferred_choose_protection(void);
+
 /* ---- touch.c: values are needed, and nobody can be told of an error ---- */
 
 /*
@@ -921,6 +944,12 @@ npy_deferred_touched(const void *address);
 /* PyArray_DATA in extensions: NULL with an exception set.  Needs no GIL. */
 NPY_NO_EXPORT void *
 npy_deferred_data_for_extension(PyArrayObject *arr);
+/*
+ * Compiled code may be about to write to operands without asking: calculate what reads
+ * such memory.  Errors are raised later, when the main thread runs Python code.
+ */
+NPY_NO_EXPORT void
+npy_deferred_before_unseen_writes(void);
 /* Calculate what threads without the GIL wait for.  Needs the GIL. */
 NPY_NO_EXPORT void
 npy_deferred_serve_requests(void);

@@ -182,6 +182,7 @@ get_cache_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 static PyObject *
 get_protect_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
+    npy_deferred_look_at_neighbours();
     return PyLong_FromSsize_t(npy_deferred_protect_limit);
 }
 
@@ -229,9 +230,11 @@ static PyObject *
 set_protect_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
     npy_intp previous;
+    npy_deferred_look_at_neighbours();
     if (change_limit(&npy_deferred_protect_limit, arg, "protect", &previous) < 0) {
         return NULL;
     }
+    npy_deferred_choose_protection();
     return PyLong_FromSsize_t(previous);
 }
 

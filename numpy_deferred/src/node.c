@@ -324,6 +324,7 @@ typedef struct {
     PyObject *scope;
     PyObject *errstate; /* what can raise is left out when written elsewhere */
     npy_deferred_why why;
+    int (*calculate)(PyArrayObject *); /* NULL: npy_deferred_calculate */
 } selection;
 
 static int
@@ -357,7 +358,10 @@ calculate_pending(const selection *wanted)
         }
         limit = node->serial - 1;
         npy_deferred_node_incref(node);
-        calculate_if_pending(node, wanted->why, npy_deferred_calculate, error);
+        calculate_if_pending(
+                node, wanted->why,
+                wanted->calculate != NULL ? wanted->calculate : npy_deferred_calculate,
+                error);
         npy_deferred_node_decref(node);
     }
 }
@@ -366,6 +370,16 @@ NPY_NO_EXPORT int
 npy_deferred_calculate_all(void)
 {
     return calculate_pending(&(selection){.why = NPY_DEFERRED_WHY_ALL});
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_readers(int (*calculate)(PyArrayObject *))
+{
+    if (newest == NULL || !npy_deferred_reads_unprotected()) {
+        return 0;
+    }
+    return calculate_pending(
+            &(selection){.calculate = calculate, .why = NPY_DEFERRED_WHY_UNSEEN});
 }
 
 /*

@@ -29,25 +29,28 @@
         X(HELD, "an expression with more operations would keep much memory alive")  \
         X(LIMIT, "pending operations keep more memory alive than the memory limit") \
         X(API, "an extension, by the C API")                                        \
+        X(UNSEEN, "compiled code asks for arrays, and may write to operands")       \
         X(TOUCH, "compiled code touches its memory, or writes to an operand's")     \
         X(LATE, "PyArray_DATA, where NumPy has no hook")
 
 /* Why an operation runs at once although deferral is on. */
-#    define NPY_DEFERRED_AT_ONCES(X)                               \
-        X(NOT, "")                                                 \
-        X(OFF, "deferral is off, and its inputs are deferred")     \
-        X(OUT, "out= is given")                                    \
-        X(WHERE, "where= is given")                                \
-        X(UFUNC, "not an elementwise ufunc of one result")         \
-        X(SUBCLASS, "an input is of a subclass of ndarray")        \
-        X(TYPES, "its types or casts")                             \
-        X(EMPTY, "the result is empty")                            \
-        X(SMALL, "the result is small (NUMPY_DEFERRED_MIN_BYTES)") \
-        X(FOREIGN, "the memory of an input is not NumPy's")        \
-        X(EXPOSED, "the memory of an input is exposed")            \
-        X(WRITEBACK, "an input is the target of a writeback")      \
-        X(VIEW, "an input is a small view of much memory")         \
-        X(HANDLER, "the memory handler is not NumPy's")            \
+#    define NPY_DEFERRED_AT_ONCES(X)                                           \
+        X(NOT, "")                                                             \
+        X(OFF, "deferral is off, and its inputs are deferred")                 \
+        X(OUT, "out= is given")                                                \
+        X(WHERE, "where= is given")                                            \
+        X(UFUNC, "not an elementwise ufunc of one result")                     \
+        X(SUBCLASS, "an input is of a subclass of ndarray")                    \
+        X(TYPES, "its types or casts")                                         \
+        X(EMPTY, "the result is empty")                                        \
+        X(SMALL, "the result is small (NUMPY_DEFERRED_MIN_BYTES)")             \
+        X(PROTECTED,                                                           \
+          "a library that writes without asking is there (set_protect_limit)") \
+        X(FOREIGN, "the memory of an input is not NumPy's")                    \
+        X(EXPOSED, "the memory of an input is exposed")                        \
+        X(WRITEBACK, "an input is the target of a writeback")                  \
+        X(VIEW, "an input is a small view of much memory")                     \
+        X(HANDLER, "the memory handler is not NumPy's")                        \
         X(ADDRESSES, "there are no addresses for the result")
 
 #    define NPY_DEFERRED_WHY(name, text) NPY_DEFERRED_WHY_##name,

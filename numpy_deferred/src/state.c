@@ -35,6 +35,7 @@ NPY_NO_EXPORT int npy_deferred_state_used = 0;
 NPY_NO_EXPORT NPY_TLS int npy_deferred_calling_out = 0;
 /* Where two to four operations break even with eager NumPy, measured. */
 NPY_NO_EXPORT npy_intp npy_deferred_min_bytes = 32768;
+NPY_NO_EXPORT int npy_deferred_min_bytes_chosen = 0;
 NPY_NO_EXPORT npy_intp npy_deferred_memory_limit = (npy_intp)1 << 30;
 NPY_NO_EXPORT npy_deferred_guard_modes npy_deferred_guard_mode = NPY_DEFERRED_GUARD_ON;
 
@@ -61,14 +62,21 @@ initial_state(void)
     return NULL;
 }
 
+static int
+is_set(const char *variable)
+{
+    const char *value = getenv(variable);
+    return value != NULL && value[0] != '\0';
+}
+
 /* Reads a number of `what` into `*result`, if the variable is set. */
 static int
 read_number(const char *variable, const char *what, npy_intp least, npy_intp *result)
 {
-    const char *value = getenv(variable);
-    if (value == NULL || value[0] == '\0') {
+    if (!is_set(variable)) {
         return 0;
     }
+    const char *value = getenv(variable);
     char *end;
     long long number = strtoll(value, &end, 10);
     if (*end != '\0' || number < least || number > NPY_MAX_INTP) {
@@ -131,6 +139,10 @@ npy_deferred_state_init(PyObject *module)
         read_num_threads() < 0 || read_guard_mode() < 0) {
         return -1;
     }
+    if (is_set("NUMPY_DEFERRED_PROTECT_BYTES")) {
+        npy_deferred_choose_protection();
+    }
+    npy_deferred_min_bytes_chosen = is_set("NUMPY_DEFERRED_MIN_BYTES");
     PyObject *initial = initial_state();
     if (initial == NULL) {
         return -1;

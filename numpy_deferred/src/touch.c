@@ -524,6 +524,30 @@ npy_deferred_data_for_extension(PyArrayObject *arr)
     return ((PyArrayObject_fields *)arr)->data;
 }
 
+/* ---- writes that nobody is going to see ---- */
+
+/* As calculate_now, but no error is told that has been told. */
+static int
+calculate_for_write(PyArrayObject *arr)
+{
+    return npy_deferred_node_of(arr)->failed ? calculate_silently(arr)
+                                             : calculate_now(arr);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_before_unseen_writes(void)
+{
+    PyObject *type, *value, *traceback;
+    if (!Py_IsInitialized() || !npy_deferred_holds_gil()) {
+        return;
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    if (npy_deferred_calculate_readers(calculate_for_write) < 0) {
+        raise_later();
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
 /* ---- PyArray_DATA ---- */
 
 /* Give an array memory without its values, as an exception tells that. */

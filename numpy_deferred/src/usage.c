@@ -410,6 +410,21 @@ npy_deferred_check_operand(npy_deferred_operand *operand)
     return result < 0 ? -1 : 1;
 }
 
+NPY_NO_EXPORT int
+npy_deferred_reads_unprotected(void)
+{
+    for (npy_uintp i = 0; i < table.nbuckets; i++) {
+        for (npy_deferred_usage *record = table.buckets[i]; record != NULL;
+             record = record->chain) {
+            if (record->readers != NULL && record->protection == NULL &&
+                !npy_deferred_is(record->array)) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
 /*
  * Whether all references to an owner of memory are those of operands: operands
  * that are the owner itself, and views that nobody but operands refers to.

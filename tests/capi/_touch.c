@@ -251,6 +251,15 @@ try_to_read(PyObject *Py_UNUSED(module), PyObject *arg)
     return PyFloat_FromDouble(*data);
 }
 
+/* A descriptor, asked for while an exception is set, as f2py does on its way out. */
+static PyObject *
+ask_while_raising(PyObject *Py_UNUSED(module), PyObject *arg)
+{
+    PyErr_SetObject(PyExc_KeyError, arg);
+    Py_XDECREF(PyArray_DescrFromType(NPY_DOUBLE));
+    return NULL;
+}
+
 /* For faulthandler: needs more stack than there is. */
 static PyObject *
 overflow(PyObject *module, PyObject *depth)
@@ -275,6 +284,7 @@ static PyMethodDef methods[] = {
         {"handle", handle, METH_O, NULL},
         {"handled", handled, METH_NOARGS, NULL},
         {"try_to_read", try_to_read, METH_O, NULL},
+        {"ask_while_raising", ask_while_raising, METH_O, NULL},
         {"overflow", overflow, METH_NOARGS, NULL},
         {NULL, NULL, 0, NULL},
 };

@@ -2,6 +2,8 @@
 
 import ctypes
 
+import numpy as np
+
 # PyArrayObject_fields, after the reference count and the type.
 DATA = 2 * ctypes.sizeof(ctypes.c_void_p)
 FLAGS = DATA + 2 * ctypes.sizeof(ctypes.c_int) + 5 * ctypes.sizeof(ctypes.c_void_p)
@@ -21,3 +23,13 @@ def write(where, i, value):
     """Write a double into an array, or at an address."""
     start = where if isinstance(where, int) else address(where)
     ctypes.c_double.from_address(start + 8 * int(i)).value = value
+
+
+def api(slot, result, *arguments):
+    """A function of NumPy's table, for a call as an extension makes it."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype = ctypes.c_void_p
+    get.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    table = get(np._core._multiarray_umath._ARRAY_API, None)
+    function = (ctypes.c_void_p * (slot + 1)).from_address(table)[slot]
+    return ctypes.PYFUNCTYPE(result, *arguments)(function)

@@ -5,6 +5,7 @@ It keeps tests/conftest.py out, which sets NUMPY_DEFERRED_MIN_BYTES.
 """
 
 import gc
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ UNSEEN_WRITE = (
     "structure, which says no"
 )
 
+ALL_PROTECTED = os.environ.get("NUMPY_DEFERRED_PROTECT_BYTES") == "0"
+# Without a library for which everything is protected.
+DEFAULT_LIMIT = 2**28
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", f"unseen_write: {UNSEEN_WRITE}")
@@ -25,12 +30,23 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Expect these to fail, but where all is protected, or too small to be deferred."""
-    if np.deferred.get_protect_limit() == 0:
+    if ALL_PROTECTED:
         return
     for item in items:
         at_once = MIN_BYTES > 0 and "small" in item.name
         if item.get_closest_marker("unseen_write") and not at_once:
             item.add_marker(pytest.mark.xfail(reason=UNSEEN_WRITE, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def protection(request):
+    """Protect what is protected without PyTorch, whichever libraries have come."""
+    if ALL_PROTECTED or not request.node.get_closest_marker("unseen_write"):
+        yield
+        return
+    previous = np.deferred.set_protect_limit(DEFAULT_LIMIT)
+    yield
+    np.deferred.set_protect_limit(previous)
 
 
 @pytest.fixture(autouse=True)

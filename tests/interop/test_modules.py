@@ -287,7 +287,6 @@ class TestPybind11:
 
     @pytest.mark.parametrize("name", ["scale_mutable", "scale_data"])
     @squares
-    @pytest.mark.unseen_write
     def test_write_into_an_operand(self, pybind, name, shape):
         """pybind11 asks the flags, and raises where the array is read-only."""
 
@@ -361,7 +360,6 @@ class TestF2py:
     """test_scipy.py runs modules of f2py where there is no Fortran compiler."""
 
     @lengths
-    @pytest.mark.unseen_write
     def test_scale(self, fortran, n):
         def work():
             a, x = operand_of(lambda a: a * 2, n)

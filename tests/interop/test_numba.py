@@ -141,7 +141,6 @@ def test_write_into_a_pending_array(function, n):
 
 @pytest.mark.parametrize("function", [scale, scale_declared])
 @lengths
-@pytest.mark.unseen_write
 def test_write_into_what_was_pending(function, n):
     def work():
         x = pending(n)
@@ -157,7 +156,6 @@ def test_write_into_what_was_pending(function, n):
 
 @pytest.mark.parametrize("function", [scale, scale_declared])
 @lengths
-@pytest.mark.unseen_write
 def test_write_into_an_operand(function, n):
     def work():
         a, x = operand_of(lambda a: a * 2, n)
@@ -171,7 +169,6 @@ def test_write_into_an_operand(function, n):
 
 @pytest.mark.parametrize("function", [scale, scale_declared])
 @lengths
-@pytest.mark.unseen_write
 def test_write_into_views(function, n):
     def work():
         a = regular(2 * n)
@@ -184,7 +181,6 @@ def test_write_into_views(function, n):
     assert_same(work)
 
 
-@pytest.mark.unseen_write
 def test_read_only():
     """What Numba learns from an operand it does not hold of read-only arrays."""
     with np.deferredstate(True):
@@ -352,7 +348,6 @@ def test_jitclass():
 
 
 @lengths
-@pytest.mark.unseen_write
 def test_jitclass_that_holds_an_operand(n):
     """The holder writes after the array became an operand; no call hands it over."""
 

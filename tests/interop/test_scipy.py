@@ -111,7 +111,6 @@ def test_decomposition(name, shape, dtype):
 
 
 @squares
-@pytest.mark.unseen_write
 def test_overwriting(shape):
     """LAPACK works in the memory of its arguments where it may."""
 
@@ -126,7 +125,6 @@ def test_overwriting(shape):
 
 
 @squares
-@pytest.mark.unseen_write
 def test_blas(shape):
     """Wrappers made by f2py, which reads and writes the struct."""
     m, n = shape
@@ -144,7 +142,6 @@ def test_blas(shape):
     assert_same(work)
 
 
-@pytest.mark.unseen_write
 def test_blas_writes_into_operand():
     """The array itself is changed when it fits, whether it is an operand or not."""
 
@@ -156,7 +153,6 @@ def test_blas_writes_into_operand():
     assert_same(work)
 
 
-@pytest.mark.unseen_write
 def test_lapack():
     def work():
         a, x = operand_of(lambda a: a + 1, (90, 90), order="F")

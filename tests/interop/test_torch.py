@@ -75,7 +75,6 @@ def test_tensor_writes_into_a_pending_array(n):
 
 
 @lengths
-@pytest.mark.unseen_write
 def test_tensor_writes_into_what_was_pending(n):
     def work():
         x = pending(n)
@@ -89,7 +88,6 @@ def test_tensor_writes_into_what_was_pending(n):
 
 
 @lengths
-@pytest.mark.unseen_write
 def test_tensor_of_an_operand(n):
     """It is writable, there is no warning, and the old values count."""
 
@@ -105,9 +103,9 @@ def test_tensor_of_an_operand(n):
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param("from_numpy", marks=pytest.mark.unseen_write),
-        pytest.param("as_tensor", marks=pytest.mark.unseen_write),
-        pytest.param("asarray", marks=pytest.mark.unseen_write),
+        "from_numpy",
+        "as_tensor",
+        "asarray",
         # It asks NumPy for the address.
         "from_dlpack",
     ],
