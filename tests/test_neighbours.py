@@ -242,6 +242,28 @@ assert x.flags.deferred
 """
         )
 
+    def test_arguments(self, passes):
+        """They have the address that they keep, and errors come before the call."""
+        passes(
+            CALLER
+            + """
+come(Base)
+addresses = []
+for n in (50, 9000, 600_000):
+    a, x = vector(n), vector(n) * 2
+    Early(lambda x: addresses.append(address(x)))(x)
+    assert not x.flags.deferred and x[1] == 3.0
+    assert addresses[-1] == x.ctypes.data
+with np.errstate(divide="raise"):
+    x = 1 / np.zeros(50)
+    try:
+        Early(addresses.append)(x)
+    except FloatingPointError:
+        pass
+    assert len(addresses) == 3
+"""
+        )
+
     def test_errors_come_later(self, passes):
         """And once: an array whose error has been told does not stop calls."""
         passes(

@@ -6,8 +6,8 @@
  * done for all of them.  Where one of these libraries has been imported:
  *
  * - What calls compiled functions by a type of its own (Numba) has the slot of that
- *   type replaced: what is pending is calculated first, and then the function is
- * called.
+ *   type replaced: its arguments, whose addresses it may keep, and what is pending are
+ *   calculated first.
  * - What keeps arrays, or is called by functions like any other (PyTorch, OpenCV), has
  *   all operands protected, and what is too small to be worth that is not deferred,
  *   unless somebody has chosen what to protect (npy_deferred_choose_protection), or
@@ -67,6 +67,12 @@ static ternaryfunc call_compiled = NULL;
 static PyObject *
 calculate_and_call(PyObject *self, PyObject *args, PyObject *kwargs)
 {
+    /* Their addresses are not to change afterwards; errors have somebody to go to. */
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++) {
+        if (npy_deferred_calculate_object(PyTuple_GET_ITEM(args, i)) < 0) {
+            return NULL;
+        }
+    }
     npy_deferred_before_unseen_writes();
     return call_compiled(self, args, kwargs);
 }

@@ -5,7 +5,6 @@ import pytest
 
 from helpers.compare import assert_same
 from helpers.handover import (
-    LENGTHS,
     dtypes,
     handed,
     in_threads,
@@ -211,19 +210,7 @@ def test_returned(n):
     assert_same(work)
 
 
-@pytest.mark.parametrize(
-    "n",
-    [
-        pytest.param(
-            LENGTHS["64KiB"],
-            marks=pytest.mark.xfail(
-                reason="its address is another than before the calculation", strict=True
-            ),
-        ),
-        LENGTHS["4MiB"],
-    ],
-    ids=["64KiB", "4MiB"],
-)
+@lengths
 def test_returned_shares_memory(n):
     """What overlaps must be known to, or assignments go in the wrong order."""
 
