@@ -32,6 +32,15 @@ def switching():
     sys.setswitchinterval(interval)
 
 
+@pytest.fixture(params=["kept", "given up"])
+def gil(request):
+    """What small calculations do with the GIL; they keep it, for users."""
+    worth = 0 if request.param == "given up" else 2**40
+    previous = np._core._multiarray_umath._deferred_set_gil_worth(worth)
+    yield
+    np._core._multiarray_umath._deferred_set_gil_worth(previous)
+
+
 def run_threads(*functions):
     """Run each function in a thread; the first exception of any is raised."""
     errors = []
@@ -191,7 +200,7 @@ def private_work(choice):
     return [bits(array) for array in x]
 
 
-@pytest.mark.usefixtures("switching")
+@pytest.mark.usefixtures("switching", "gil")
 class TestSharing:
     @pytest.mark.parametrize("seed", range(2))
     def test_anything_at_any_time(self, seed):

@@ -75,6 +75,10 @@ has_raised(int result)
 NPY_NO_EXPORT int
 npy_deferred_calculate_node(PyArrayObject *arr)
 {
+    npy_deferred_wait();
+    if (!npy_deferred_is(arr)) {
+        return 0;
+    }
     npy_deferred_node *node = npy_deferred_node_of(arr);
     if (node->computed != NULL) {
         void *memory = node->computed;
@@ -149,6 +153,7 @@ NPY_NO_EXPORT int
 npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
                     NPY_CASTING casting)
 {
+    npy_deferred_wait();
     /* This flushes what depends on `dst`, which may be `src`. */
     if (PyArray_FailUnlessWriteable(dst, "assignment destination") < 0) {
         return -1;
@@ -201,6 +206,7 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
 NPY_NO_EXPORT int
 npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src)
 {
+    npy_deferred_wait();
     /* This flushes what depends on `dst`, which may be `src`. */
     if (PyArray_FailUnlessWriteable(dst, "assignment destination") < 0) {
         return -1;

@@ -523,6 +523,9 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
     int any_deferred = 0, any_array = 0;
     int has_out = ufunc->nout == 1 && call->op[ufunc->nin] != NULL;
     if (has_out && npy_deferred_is(call->op[ufunc->nin])) {
+        if (npy_deferred_wait()) {
+            return AGAIN;
+        }
         return settle_out(call, casting, wheremask);
     }
     for (int i = 0; i < ufunc->nin; i++) {
@@ -538,6 +541,9 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
     }
     if (!enabled && !any_deferred) {
         return has_out ? leave_out(call, wheremask) : 0;
+    }
+    if (npy_deferred_wait()) {
+        return AGAIN;
     }
     npy_deferred_layout layout;
     if (wheremask != NULL) {

@@ -754,6 +754,9 @@ npy_deferred_share(void (*run)(void *argument, int thread), void *argument,
 /* Whether that is under way, so that what workers read must stay where it is. */
 NPY_NO_EXPORT int
 npy_deferred_is_sharing(void);
+/* Before a fork; the next job starts them again.  While there is no job. */
+NPY_NO_EXPORT void
+npy_deferred_end_workers(void);
 /* Whether the loops of a ufunc are NumPy's, which need no Python for numbers. */
 NPY_NO_EXPORT int
 npy_deferred_is_own_ufunc(const PyUFuncObject *ufunc);
@@ -919,6 +922,44 @@ npy_deferred_protected_owner(const void *address);
 /* Let a write happen, whatever becomes of those who read there.  Needs no GIL. */
 NPY_NO_EXPORT void
 npy_deferred_open_range(const void *address);
+
+/* ---- gil.c: large calculations run without the GIL ---- */
+
+/* Elements, times steps, from which on the GIL is given up. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_gil_worth;
+/* Nonzero while who calculates may rely on the GIL.  Guarded by the GIL. */
+extern NPY_NO_EXPORT int npy_deferred_gil_kept;
+/* Whether a calculation runs without the GIL.  Guarded by the GIL. */
+extern NPY_NO_EXPORT int npy_deferred_running;
+NPY_NO_EXPORT int
+npy_deferred_gil_init(void);
+/*
+ * Give up the GIL for as many elements, times steps, as `work` if that is worth it.
+ * What is returned is for npy_deferred_gil_take, which follows in the same thread.
+ */
+NPY_NO_EXPORT int
+npy_deferred_gil_release(npy_intp work);
+NPY_NO_EXPORT void
+npy_deferred_gil_take(int released);
+/* Whether Ctrl-C was pressed; the interpreter is told again.  With or without GIL. */
+NPY_NO_EXPORT int
+npy_deferred_gil_interrupted(void);
+NPY_NO_EXPORT void
+npy_deferred_wait_until_done(void);
+
+/*
+ * Let a calculation end that runs without the GIL, before what it is about changes.
+ * Returns whether there was one: what was known of deferred arrays need not hold then.
+ */
+static inline int
+npy_deferred_wait(void)
+{
+    if (NPY_LIKELY(!npy_deferred_running)) {
+        return 0;
+    }
+    npy_deferred_wait_until_done();
+    return 1;
+}
 
 /* ---- neighbours.c: libraries that write to arrays without asking ---- */
 

@@ -326,11 +326,7 @@ is_interrupted(run_state *state)
         npy_deferred_progress_look(progress);
     }
     state->look_in = LOOK_EVERY;
-    if (!state->walk->fresh || !PyOS_InterruptOccurred()) {
-        return 0;
-    }
-    PyErr_SetInterrupt();
-    return 1;
+    return state->walk->fresh && npy_deferred_gil_interrupted();
 }
 
 /* How many of the elements that are left the next block has. */
@@ -854,6 +850,12 @@ bring_operands(const npy_deferred_walk *walk)
     }
 }
 
+static npy_intp
+work_of(const run_state *state)
+{
+    return PyArray_SIZE(state->walk->out) * state->plan->nsteps;
+}
+
 /* Run a walk in several threads. */
 static int
 run_divided(const run_state *whole, int nthreads)
@@ -876,7 +878,9 @@ run_divided(const run_state *whole, int nthreads)
         if (whole->progress != NULL) {
             whole->progress->divided = 1;
         }
+        int released = npy_deferred_gil_release(work_of(whole));
         npy_deferred_share(run_parts, &d, (int)PyArray_MIN(nthreads, d.nparts));
+        npy_deferred_gil_take(released);
         result = d.result;
     }
     for (int i = 0; i < nthreads; i++) {
@@ -897,9 +901,11 @@ run_here(run_state *state)
     if (prepare(state) < 0) {
         return -1;
     }
+    int released = npy_deferred_gil_release(work_of(state));
     npy_clear_floatstatus_barrier((char *)state);
     int result = run_range(state, 0, PyArray_SIZE(state->walk->out));
     npy_deferred_end_streams();
+    npy_deferred_gil_take(released);
     return result;
 }
 

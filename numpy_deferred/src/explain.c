@@ -169,6 +169,7 @@ NPY_NO_EXPORT PyObject *
 npy_deferred_explain(PyArrayObject *array)
 {
     npy_deferred_expression expression;
+    npy_deferred_wait();
     if (!npy_deferred_is(array)) {
         return Py_BuildValue("((NNONn)O)", PyList_New(0), PyList_New(0),
                              PyArray_DESCR(array), shape_of(array),

@@ -359,7 +359,7 @@ on_segv(int signal, siginfo_t *info, void *context)
     int saved_errno = errno;
     if (info->si_code == SI_QUEUE && info->si_value.sival_ptr == &question) {
         if (npy_deferred_may_interrupt(context) && npy_deferred_holds_gil() &&
-            !npy_deferred_is_sharing()) {
+            !npy_deferred_is_sharing() && !npy_deferred_running) {
             npy_deferred_call_with_room(context, answer, NULL);
         }
         errno = saved_errno;

@@ -238,6 +238,17 @@ set_protect_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
     return PyLong_FromSsize_t(previous);
 }
 
+/* For tests: from how much work on the GIL is given up; returns what it was. */
+static PyObject *
+set_gil_worth(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    npy_intp previous;
+    if (change_limit(&npy_deferred_gil_worth, arg, "GIL", &previous) < 0) {
+        return NULL;
+    }
+    return PyLong_FromSsize_t(previous);
+}
+
 static PyObject *
 get_num_threads(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
@@ -350,6 +361,7 @@ static PyMethodDef methods[] = {
         {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},
         {"_deferred_set_cache_limit", set_cache_limit, METH_O, NULL},
         {"_deferred_get_protect_limit", get_protect_limit, METH_NOARGS, NULL},
+        {"_deferred_set_gil_worth", set_gil_worth, METH_O, NULL},
         {"_deferred_set_protect_limit", set_protect_limit, METH_O, NULL},
         {"_deferred_get_num_threads", get_num_threads, METH_NOARGS, NULL},
         {"_deferred_set_num_threads", set_num_threads, METH_O, NULL},
@@ -362,7 +374,8 @@ npy_deferred_init(PyObject *module)
 {
     if (npy_deferred_state_init(module) < 0 || npy_deferred_scope_init(module) < 0 ||
         npy_deferred_origin_init() < 0 || npy_deferred_memory_init() < 0 ||
-        npy_deferred_where_init() < 0 || npy_deferred_capi_init(module) < 0) {
+        npy_deferred_where_init() < 0 || npy_deferred_gil_init() < 0 ||
+        npy_deferred_capi_init(module) < 0) {
         return -1;
     }
     npy_deferred_threads_init(module);

@@ -547,6 +547,7 @@ npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObje
     int result = -1;
     PyObject *error[3] = {NULL, NULL, NULL};
     node_list dependents = {NULL, 0, 0};
+    npy_deferred_wait();
     npy_uint64 visit = npy_deferred_new_visit();
     if (add_readers(&dependents, owner, visit) < 0) {
         goto finish;

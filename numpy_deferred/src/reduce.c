@@ -904,7 +904,9 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
         ready++;
     }
     if (result == 0) {
+        int released = npy_deferred_gil_release(PyArray_SIZE(walk->out));
         npy_deferred_share(run_tasks, j, j->nthreads);
+        npy_deferred_gil_take(released);
         result = j->result;
     }
     if (result == 0 && j->run == run_part) {
@@ -1045,6 +1047,10 @@ npy_deferred_reduce(PyArrayMethod_Context *context, PyArrayObject *operand,
                     const npy_bool *axis_flags, int keepdims, PyObject *initial,
                     npy_intp buffersize, int errormask, PyArrayObject **result)
 {
+    npy_deferred_wait();
+    if (!npy_deferred_is(operand)) {
+        return 0;
+    }
     reduction r = {.consumer = {consume},
                    .context = context,
                    .operand = operand,

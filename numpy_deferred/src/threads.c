@@ -4,8 +4,8 @@
  * A job is a function that takes parts of some work until nothing is left of it,
  * so it does not matter who comes, and who comes late: workers that have not
  * joined when the caller has found nothing left to do are not waited for.  The
- * caller works too.  It holds the GIL throughout; workers know nothing of Python,
- * so a job must not either.
+ * caller works too, with or without the GIL; workers know nothing of Python, so a job
+ * must not either.
  *
  * Workers look out for the next job for a moment after the last (SPIN), then they
  * sleep.  Before a fork they are ended, and started again by the next job, so that
@@ -59,12 +59,12 @@ static struct {
     int places;
     int finished;      /* of those that have joined: atomic */
     int generation;    /* of jobs: atomic */
-    volatile int busy; /* a job is under way; guarded by the GIL */
+    volatile int busy; /* a job is under way; guarded as gil.c says */
     /* Guarded by the mutex. */
     int sleeping, ending;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    /* The workers; guarded by the GIL, and changed by fork. */
+    /* The workers; guarded as gil.c says, and ended by fork. */
     int nworkers;
     pthread_t workers[MAX_THREADS];
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
@@ -134,8 +134,8 @@ work(void *unused)
     return unused;
 }
 
-static void
-end_workers(void)
+NPY_NO_EXPORT void
+npy_deferred_end_workers(void)
 {
     pthread_mutex_lock(&pool.mutex);
     pool.ending = 1;
@@ -152,18 +152,14 @@ end_workers(void)
 static void
 start_workers(int wanted)
 {
-    static int registered = 0;
     sigset_t blocked, before;
-    if (!registered) {
-        registered = pthread_atfork(end_workers, NULL, NULL) == 0;
-    }
     sigfillset(&blocked);
     sigdelset(&blocked, SIGSEGV);
     sigdelset(&blocked, SIGBUS);
     sigdelset(&blocked, SIGFPE);
     sigdelset(&blocked, SIGILL);
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    while (registered && pool.nworkers < wanted &&
+    while (pool.nworkers < wanted &&
            pthread_create(&pool.workers[pool.nworkers], NULL, work, NULL) == 0) {
         pool.nworkers++;
     }
@@ -259,6 +255,11 @@ NPY_NO_EXPORT int
 npy_deferred_is_sharing(void)
 {
     return 0;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_end_workers(void)
+{
 }
 
 static int

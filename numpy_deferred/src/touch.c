@@ -181,7 +181,9 @@ static int
 calculate_silently(PyArrayObject *arr)
 {
     int reporting = npy_deferred_set_reporting(0);
+    npy_deferred_gil_kept++; /* others report */
     int result = npy_deferred_calculate(arr);
+    npy_deferred_gil_kept--;
     npy_deferred_set_reporting(reporting);
     return result;
 }
@@ -207,12 +209,15 @@ npy_deferred_holds_gil(void)
 static int
 calculate_now(PyArrayObject *arr)
 {
-    if (npy_deferred_calculate(arr) == 0) {
+    npy_deferred_gil_kept++;
+    int result = npy_deferred_calculate(arr);
+    npy_deferred_gil_kept--;
+    if (result == 0) {
         return 0;
     }
     PyObject *error[3];
     PyErr_Fetch(&error[0], &error[1], &error[2]);
-    int result = calculate_silently(arr);
+    result = calculate_silently(arr);
     if (result == 0) {
         PyErr_Restore(error[0], error[1], error[2]);
         raise_later();
@@ -277,8 +282,11 @@ serve(const void *address, const char *how)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
+    npy_deferred_wait();
+    npy_deferred_gil_kept++;
     if (npy_deferred_protected_owner(address) != NULL) {
         serve_write(address, how);
+        npy_deferred_gil_kept--;
         PyErr_Restore(type, value, traceback);
         return 0;
     }
@@ -302,6 +310,7 @@ serve(const void *address, const char *how)
         Py_FatalError("an address of an array was used after it had changed");
     }
     Py_XDECREF(arr);
+    npy_deferred_gil_kept--;
     PyErr_Restore(type, value, traceback);
     return found;
 }
@@ -578,7 +587,10 @@ npy_deferred_data_needed(PyArrayObject *arr)
         report(arr, "PyArray_DATA, where NumPy has no hook,", "touches the data of");
     }
     npy_deferred_stats.late++;
-    if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_LATE, arr) < 0) {
+    npy_deferred_gil_kept++;
+    int result = npy_deferred_calculate_because(NPY_DEFERRED_WHY_LATE, arr);
+    npy_deferred_gil_kept--;
+    if (result < 0) {
         if (type == NULL) {
             PyErr_Fetch(&type, &value, &traceback);
         }
