@@ -181,6 +181,73 @@ class Question:
         return result if next(choices) < 0.6 else result * numbers[0] + numbers[0]
 
 
+class Choice:
+    """Selections among numbers, of which some are made of others, one in another."""
+
+    def __init__(self, rng, char, shape, special):
+        self.numbers = [Tree.operand(rng, char, shape, i, special) for i in range(5)]
+        self.numbers[0] = np.broadcast_to(self.numbers[0], shape)
+        odd = np.resize(np.arange(256, dtype="u1"), math.prod(shape)) % 5
+        self.flags = rng.choice(LAYOUTS)(odd.view("?"), shape)
+        self.operations = (INTEGERS if char in "iIlLqQ" else FLOATS)[2]
+        self.choices = [rng.random() for _ in range(200)]
+
+    def __call__(self):
+        choices = iter(self.choices)
+
+        def choose(from_what):
+            return from_what[int(next(choices) * len(from_what))]
+
+        def number(depth):
+            kind = next(choices) + depth / 8
+            if kind < 0.4:
+                return selection(depth + 1)
+            if kind < 0.9:
+                return choose(self.operations)(number(depth + 2), self.numbers[0])
+            return choose(self.numbers)
+
+        def mask(depth):
+            kind = next(choices)
+            if kind < 0.2:
+                return self.flags
+            if kind < 0.4 and depth < 4:
+                return choose(CONNECTIVES)(mask(depth + 2), mask(depth + 2))
+            return choose(COMPARISONS)(number(depth + 3), self.numbers[0])
+
+        def selection(depth):
+            x, y = number(depth), number(depth)
+            return np.where(mask(depth), x, y)
+
+        result = selection(0)
+        return result if next(choices) < 0.5 else result * self.numbers[0]
+
+
+@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("special", [False, True], ids=["usual", "special"])
+def test_random_choices(char, shape, special):
+    rng = random.Random(f"choices {char}{shape}{special}")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for i in range(40):
+            compare.same(f"choice {i}", Choice(rng, char, shape, special))
+
+
+@pytest.mark.parametrize(
+    ("char", "signalling"), [("d", 0x7FF4000000000001), ("f", 0x7FA00001)]
+)
+def test_selections_move_bits(char, signalling):
+    """Also those of NaNs that signal, which arithmetic would silence."""
+    nan = np.array(signalling, f"u{np.dtype(char).itemsize}").view(char)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n in (1, 63, 64, 1000, N):
+            x, y, mask = values(char, n, 1).copy(), values(char, n, 2), values("?", n)
+            x[::7] = nan
+            compare.same(f"{n}", lambda x=x, y=y: -np.where(x != y, x, y))
+            compare.same(f"{n} mask", lambda x=x, m=mask: np.abs(np.where(m, x, nan)))
+            compare.same(f"{n} scalar", lambda y=y: np.where(y * y > 2, y, nan[()]))
+            compare.same(f"{n} hidden", lambda y=y: np.where(y == y, y * y, nan) > 2)
+
+
 @pytest.mark.parametrize("char", "dfiIlL")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_questions(char, shape):
@@ -345,6 +412,12 @@ class TestLoops:
             (lambda a, b: (a * b > b) & (a < b), (1, 4)),
             (lambda a, b: ~(a > b) | (a < 2) ^ np.zeros(N, "?"), (1, 5)),
             (lambda a, b: (a > b) * a + b, (1, 4)),
+            (lambda a, b: np.where(a > 0, a * b, b), (1, 3)),
+            (lambda a, b: np.where(a > 0, 2, a - b * a), (1, 4)),
+            (lambda a, b: np.where(a > b, a + b, a - b), (1, 4)),
+            (lambda a, b: np.where(np.ones(N, "?"), a, b) + a, (1, 2)),
+            (lambda a, b: np.where(a < 1, 0, np.where(b < 2, a, b)), (1, 4)),
+            (lambda a, b: np.where(a > b, np.arange(N), a) * a, (1, 4)),
             (lambda a, b: (np.zeros(N, "?") | np.ones(N, "?")) & (a < b), (2, 3)),
         ],
     )

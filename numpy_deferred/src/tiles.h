@@ -38,6 +38,8 @@ typedef enum {
  * for the whole tile, FROM_SCALAR; or in the next bank, FROM_BANK.  Of one that is
  * REVERSED that is the first operand.  Comparisons leave masks in a bank, all bits
  * of an element or none, which are stored as booleans, or become numbers by ONE.
+ * SELECT keeps elements where the mask in the next bank is set, and has others from
+ * a second operand, which FROM_BANK is in the one after that; it moves bits.
  */
 typedef enum {
     NPY_DEFERRED_TILE_ADD = 0,
@@ -55,7 +57,9 @@ typedef enum {
     NPY_DEFERRED_TILE_GREATER_EQUAL = 36,
     NPY_DEFERRED_TILE_EQUAL = 39,
     NPY_DEFERRED_TILE_NOT_EQUAL = 42,
-    NPY_DEFERRED_TILE_NEGATIVE = 45,
+    NPY_DEFERRED_TILE_SELECT = 45,
+    NPY_DEFERRED_TILE_REVERSED_SELECT = 48, /* keeps them where it is not set */
+    NPY_DEFERRED_TILE_NEGATIVE = 51,
     NPY_DEFERRED_TILE_ABSOLUTE,
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
