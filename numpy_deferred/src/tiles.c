@@ -143,6 +143,13 @@ typedef enum {
 } operation_traits;
 #define INTEGERS (SIGNED | UNSIGNED)
 
+/* Whether eager NumPy's extremes of floats are the machine's, in all of its loops. */
+#if defined(NPY_HAVE_SSE2) && !defined(NPY_DISABLE_OPTIMIZATION)
+#    define EXTREMES (FLOATS | SIGNED)
+#else
+#    define EXTREMES SIGNED
+#endif
+
 /* Which operation a ufunc is, or -1. */
 static int
 operation_of(const PyUFuncObject *ufunc, int *traits)
@@ -169,6 +176,9 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
             {n_ops.greater_equal, NPY_DEFERRED_TILE_GREATER_EQUAL, FLOATS | SIGNED},
             {n_ops.equal, NPY_DEFERRED_TILE_EQUAL, FLOATS | INTEGERS},
             {n_ops.not_equal, NPY_DEFERRED_TILE_NOT_EQUAL, FLOATS | INTEGERS},
+            {n_ops.maximum, NPY_DEFERRED_TILE_LARGER, EXTREMES},
+            {n_ops.minimum, NPY_DEFERRED_TILE_SMALLER, EXTREMES},
+            {n_ops.clip, NPY_DEFERRED_TILE_RAISE, FLOATS | SIGNED},
     };
     for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
         if (known[i].ufunc == (PyObject *)ufunc) {
@@ -236,6 +246,10 @@ reversed(int operation)
     switch (operation) {
         case NPY_DEFERRED_TILE_SELECT:
             return NPY_DEFERRED_TILE_REVERSED_SELECT;
+        case NPY_DEFERRED_TILE_LARGER:
+            return NPY_DEFERRED_TILE_REVERSED_LARGER;
+        case NPY_DEFERRED_TILE_SMALLER:
+            return NPY_DEFERRED_TILE_REVERSED_SMALLER;
         case NPY_DEFERRED_TILE_SUBTRACT:
             return NPY_DEFERRED_TILE_REVERSED_SUBTRACT;
         case NPY_DEFERRED_TILE_DIVIDE:
@@ -401,6 +415,14 @@ is_select(const npy_deferred_step *step)
     return !step->is_cast && npy_deferred_is_where(step->node->ufunc);
 }
 
+/* With two scalars: others keep another one of two zeros, and NumPy looks as well. */
+static int
+is_clip(const npy_deferred_plan *plan, const npy_deferred_step *step)
+{
+    return step->nargs == 4 && plan->values[step->args[1]].stride == 0 &&
+           plan->values[step->args[2]].stride == 0;
+}
+
 /* Whether the machine has it: a known operation, with elements side by side as result.
  */
 static void
@@ -445,7 +467,8 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     if (type == NPY_DEFERRED_TILE_NONE || !has_traits(traits, descr)) {
         return;
     }
-    if (takes(plan, step, 0, descr, type)) {
+    if (takes(plan, step, 0, descr, type) &&
+        (step->tile_operation != NPY_DEFERRED_TILE_RAISE || is_clip(plan, step))) {
         step->tile_type = type;
     }
 }
@@ -596,7 +619,9 @@ static void
 join(npy_deferred_plan *plan, int index)
 {
     npy_deferred_step *step = &plan->steps[index];
-    for (int i = 0; i < step->nargs - 1; i++) {
+    /* A clip reads its scalars. */
+    int nin = step->tile_operation == NPY_DEFERRED_TILE_RAISE ? 1 : step->nargs - 1;
+    for (int i = 0; i < nin; i++) {
         npy_deferred_value *value = &plan->values[step->args[i]];
         int wants_mask = is_select(step) ? i == 0 : step->takes_masks;
         npy_deferred_step *writer = &plan->steps[value->writer < 0 ? 0 : value->writer];
@@ -645,6 +670,13 @@ put_load(writing *w, pending_part at)
                  stride == 0 ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
 }
 
+static void
+put_limit(writing *w, int operation, int step, int i, int bank)
+{
+    int value = without_copy(w->plan, w->plan->steps[step].args[i]);
+    put(w, operation, bank, argument(w, value, NPY_DEFERRED_TILE_READ_SCALAR));
+}
+
 /* As put_step. */
 static int
 put_select(writing *w, pending_part at, pending_part before[3])
@@ -675,6 +707,12 @@ put_step(writing *w, pending_part at, pending_part before[3])
     int operation = plan->steps[at.step].tile_operation;
     if (is_select(&plan->steps[at.step])) {
         return put_select(w, at, before);
+    }
+    if (operation == NPY_DEFERRED_TILE_RAISE) {
+        put_limit(w, NPY_DEFERRED_TILE_LOWER, at.step, 2, at.bank);
+        put_limit(w, NPY_DEFERRED_TILE_RAISE, at.step, 1, at.bank);
+        before[0] = part(plan, at.step, 0, at.bank);
+        return 1;
     }
     if (!is_binary(operation)) {
         put(w, operation, at.bank, 0);

@@ -40,6 +40,9 @@ typedef enum {
  * of an element or none, which are stored as booleans, or become numbers by ONE.
  * SELECT keeps elements where the mask in the next bank is set, and has others from
  * a second operand, which FROM_BANK is in the one after that; it moves bits.
+ * LARGER and SMALLER are np.maximum and np.minimum where the processor is an x86: of
+ * two zeros and two NaNs they keep what vectors of those keep.  RAISE and LOWER keep
+ * their own zeros, and have the other operand in memory for the whole tile.
  */
 typedef enum {
     NPY_DEFERRED_TILE_ADD = 0,
@@ -59,12 +62,18 @@ typedef enum {
     NPY_DEFERRED_TILE_NOT_EQUAL = 42,
     NPY_DEFERRED_TILE_SELECT = 45,
     NPY_DEFERRED_TILE_REVERSED_SELECT = 48, /* keeps them where it is not set */
-    NPY_DEFERRED_TILE_NEGATIVE = 51,
+    NPY_DEFERRED_TILE_LARGER = 51,          /* these of numbers with a sign, too */
+    NPY_DEFERRED_TILE_REVERSED_LARGER = 54,
+    NPY_DEFERRED_TILE_SMALLER = 57,
+    NPY_DEFERRED_TILE_REVERSED_SMALLER = 60,
+    NPY_DEFERRED_TILE_NEGATIVE = 63,
     NPY_DEFERRED_TILE_ABSOLUTE,
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
     NPY_DEFERRED_TILE_INVERT,
     NPY_DEFERRED_TILE_ONE, /* of a mask: 1 where it is set, else 0 */
+    NPY_DEFERRED_TILE_RAISE,
+    NPY_DEFERRED_TILE_LOWER,
     NPY_DEFERRED_TILE_LOAD,
     NPY_DEFERRED_TILE_LOAD_SCALAR,
     NPY_DEFERRED_TILE_LOAD_STRIDED,
