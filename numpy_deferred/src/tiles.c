@@ -65,11 +65,28 @@ NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_largest_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f32)
 
+/* The instruction by which a program reduces, or -1. */
+static int
+fold_for(const PyArray_Descr *descr, npy_deferred_tile_reduction what)
+{
+    int is_integer = PyTypeNum_ISINTEGER(descr->type_num) && descr->elsize >= 4;
+    if (what == NPY_DEFERRED_TILE_SUM && is_integer) {
+        return NPY_DEFERRED_TILE_FOLD_SUM;
+    }
+    if (descr->type_num != NPY_DOUBLE && descr->type_num != NPY_FLOAT &&
+        !(is_integer && PyTypeNum_ISSIGNED(descr->type_num))) {
+        return -1;
+    }
+    return what == NPY_DEFERRED_TILE_LARGEST    ? NPY_DEFERRED_TILE_FOLD_LARGEST
+           : what == NPY_DEFERRED_TILE_SMALLEST ? NPY_DEFERRED_TILE_FOLD_SMALLEST
+                                                : -1;
+}
+
 NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL};
+    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL, fold_for(descr, what)};
     int wide = descr->type_num == NPY_DOUBLE;
     if (!wide && descr->type_num != NPY_FLOAT) {
         return reducer;
@@ -107,7 +124,7 @@ NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    return (npy_deferred_tile_reducer){NULL, NULL, NULL};
+    return (npy_deferred_tile_reducer){NULL, NULL, NULL, -1};
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *

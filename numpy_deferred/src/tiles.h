@@ -89,7 +89,11 @@ typedef enum {
     NPY_DEFERRED_TILE_STORE,
     NPY_DEFERRED_TILE_STREAM,      /* past the cache, where vectors are aligned */
     NPY_DEFERRED_TILE_STORE_TRUTH, /* a mask as booleans */
-    NPY_DEFERRED_TILE_OPERATIONS,  /* how many there are */
+    /* Instead of STORE, of the first bank: a tile into the same memory each time. */
+    NPY_DEFERRED_TILE_FOLD_SUM, /* of integers */
+    NPY_DEFERRED_TILE_FOLD_LARGEST,
+    NPY_DEFERRED_TILE_FOLD_SMALLEST,
+    NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
 } npy_deferred_tile_operation;
 
 /* What the form of a binary operation adds to its number. */
@@ -170,11 +174,16 @@ typedef enum {
     NPY_DEFERRED_TILE_SMALLEST,
 } npy_deferred_tile_reduction;
 
-/* What there is of these; NULL: NumPy's loop is to do it. */
+/*
+ * What there is of these; NULL: NumPy's loop is to do it.  By `fold`, where order does
+ * not matter, a program reduces whole tiles itself, of the type that is reduced; it
+ * leaves NaNs out, and keeps either of two zeros.
+ */
 typedef struct {
     npy_deferred_tile_sum *add_up;
     npy_deferred_tile_extreme *extreme;
     npy_deferred_tile_join *join;
+    int fold; /* the instruction, or -1 */
 } npy_deferred_tile_reducer;
 
 #endif /* NUMPY_DEFERRED_TILES_H_ */
