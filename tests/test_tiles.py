@@ -20,7 +20,7 @@ from helpers.layouts import contiguous, negative, operand, strided, swapped, una
 from helpers.values import values
 
 FLOATS = {
-    2: (np.add, np.subtract, np.multiply, np.divide),
+    2: (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.minimum),
     1: (np.negative, np.absolute, np.square, np.sqrt),
 }
 INTEGERS = {
@@ -31,6 +31,8 @@ INTEGERS = {
         np.bitwise_and,
         np.bitwise_or,
         np.bitwise_xor,
+        np.maximum,
+        np.minimum,
     ),
     1: (np.negative, np.square, np.invert),
 }
@@ -179,6 +181,135 @@ class Question:
             if next(choices) < 0.2:
                 result = ~result
         return result if next(choices) < 0.6 else result * numbers[0] + numbers[0]
+
+
+class Choice:
+    """Selections among numbers, of which some are made of others, one in another."""
+
+    def __init__(self, rng, char, shape, special):
+        self.numbers = [Tree.operand(rng, char, shape, i, special) for i in range(5)]
+        self.numbers[0] = np.broadcast_to(self.numbers[0], shape)
+        odd = np.resize(np.arange(256, dtype="u1"), math.prod(shape)) % 5
+        self.flags = rng.choice(LAYOUTS)(odd.view("?"), shape)
+        self.operations = (INTEGERS if char in "iIlLqQ" else FLOATS)[2]
+        self.choices = [rng.random() for _ in range(200)]
+
+    def __call__(self):
+        choices = iter(self.choices)
+
+        def choose(from_what):
+            return from_what[int(next(choices) * len(from_what))]
+
+        def number(depth):
+            kind = next(choices) + depth / 8
+            if kind < 0.4:
+                return selection(depth + 1)
+            if kind < 0.9:
+                return choose(self.operations)(number(depth + 2), self.numbers[0])
+            return choose(self.numbers)
+
+        def mask(depth):
+            kind = next(choices)
+            if kind < 0.2:
+                return self.flags
+            if kind < 0.4 and depth < 4:
+                return choose(CONNECTIVES)(mask(depth + 2), mask(depth + 2))
+            return choose(COMPARISONS)(number(depth + 3), self.numbers[0])
+
+        def selection(depth):
+            x, y = number(depth), number(depth)
+            return np.where(mask(depth), x, y)
+
+        result = selection(0)
+        return result if next(choices) < 0.5 else result * self.numbers[0]
+
+
+@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("special", [False, True], ids=["usual", "special"])
+def test_random_choices(char, shape, special):
+    rng = random.Random(f"choices {char}{shape}{special}")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for i in range(40):
+            compare.same(f"choice {i}", Choice(rng, char, shape, special))
+
+
+@pytest.mark.parametrize(
+    ("char", "signalling"), [("d", 0x7FF4000000000001), ("f", 0x7FA00001)]
+)
+def test_selections_move_bits(char, signalling):
+    """Also those of NaNs that signal, which arithmetic would silence."""
+    nan = np.array(signalling, f"u{np.dtype(char).itemsize}").view(char)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n in (1, 63, 64, 1000, N):
+            x, y, mask = values(char, n, 1).copy(), values(char, n, 2), values("?", n)
+            x[::7] = nan
+            compare.same(f"{n}", lambda x=x, y=y: -np.where(x != y, x, y))
+            compare.same(f"{n} mask", lambda x=x, m=mask: np.abs(np.where(m, x, nan)))
+            compare.same(f"{n} scalar", lambda y=y: np.where(y * y > 2, y, nan[()]))
+            compare.same(f"{n} hidden", lambda y=y: np.where(y == y, y * y, nan) > 2)
+
+
+#: NaNs of a type: two that signal, two that do not.
+NANS = {
+    "d": [0x7FF4 << 48 | 1, 0xFFF4 << 48 | 1, 0x7FF8 << 48 | 2, 0xFFF8 << 48 | 2],
+    "f": [0x7FA00001, 0xFFA00001, 0x7FC00002, 0xFFC00002],
+}
+
+
+def special_values(char, with_nans):
+    if char in "df":
+        nans = np.array(NANS[char], f"u{np.dtype(char).itemsize}").view(char)
+        numbers = np.array([0.0, -0.0, 1, -1, np.inf, -np.inf, 1e-45], char)
+        return np.concatenate([numbers, nans]) if with_nans else numbers
+    info = np.iinfo(char)
+    return np.array([info.min, info.max, 0, 1, info.max // 2], char)
+
+
+@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("ufunc", [np.maximum, np.minimum])
+@pytest.mark.parametrize("with_nans", [False, True])
+def test_extremes_of_special_values(char, ufunc, with_nans):
+    """At every place of a vector, and as scalars: which zero, and which NaN."""
+    special = special_values(char, with_nans)
+    a, b = np.repeat(special, len(special)), np.tile(special, len(special))
+    with comparison() as compare, np.errstate(all="ignore"):
+        for start in range(0, 33, 3):
+            for step in (1, 2, -1):
+                x, y = np.tile(a, 40)[start::step], np.tile(b, 40)[start::step]
+                for n in (1, 7, 100, 1000):
+                    p, q = x[:n], y[:n]
+                    name = f"{start} {step} {n}"
+                    compare.same(f"{name} first", lambda p=p, q=q: ufunc(-p, q))
+                    compare.same(f"{name} last", lambda p=p, q=q: ufunc(p, -q))
+                    compare.same(f"{name} both", lambda p=p, q=q: ufunc(-p, q * 1))
+                    compare.same(f"{name} read", lambda p=p, q=q: ufunc(-p, q) < p)
+        for scalar in special:
+            compare.same(f"{scalar} last", lambda s=scalar: ufunc(-a, s))
+            compare.same(f"{scalar} first", lambda s=scalar: ufunc(s, -a))
+            compare.same(f"{scalar} read", lambda s=scalar: ufunc(-a, s) != a)
+
+
+@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("with_nans", [False, True])
+def test_clip_of_special_values(char, with_nans):
+    """With limits that are NaNs, zeros of another sign, or in the wrong order."""
+    limits, a = special_values(char, True), special_values(char, with_nans)
+    a = np.tile(a, 30)
+    low, high = np.resize(limits, a.shape), np.resize(limits[::-1], a.shape)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for first in limits:
+            for last in limits:
+                name = f"{first} {last}"
+
+                def clipped(first=first, last=last):
+                    return np.clip(-a, first, last)
+
+                compare.same(name, clipped)
+                compare.same(f"{name} read", lambda f=clipped: f() != a)
+                compare.same(f"{name} on", lambda f=clipped: f() + 1)
+        compare.same("arrays", lambda: -np.clip(-a, low, high))
+        compare.same("array", lambda: -np.clip(-a, low, limits[0]))
 
 
 @pytest.mark.parametrize("char", "dfiIlL")
@@ -345,6 +476,14 @@ class TestLoops:
             (lambda a, b: (a * b > b) & (a < b), (1, 4)),
             (lambda a, b: ~(a > b) | (a < 2) ^ np.zeros(N, "?"), (1, 5)),
             (lambda a, b: (a > b) * a + b, (1, 4)),
+            (lambda a, b: np.clip(np.maximum(a * b, 2), 3, 5) - b, (1, 4)),
+            (lambda a, b: np.minimum(a, b - a) + np.clip(a, a, b), (2, 4)),
+            (lambda a, b: np.where(a > 0, a * b, b), (1, 3)),
+            (lambda a, b: np.where(a > 0, 2, a - b * a), (1, 4)),
+            (lambda a, b: np.where(a > b, a + b, a - b), (1, 4)),
+            (lambda a, b: np.where(np.ones(N, "?"), a, b) + a, (1, 2)),
+            (lambda a, b: np.where(a < 1, 0, np.where(b < 2, a, b)), (1, 4)),
+            (lambda a, b: np.where(a > b, np.arange(N), a) * a, (1, 4)),
             (lambda a, b: (np.zeros(N, "?") | np.ones(N, "?")) & (a < b), (2, 3)),
         ],
     )

@@ -550,10 +550,10 @@ typedef struct {
     /* Set by tiles.c: what it is in a program, and which step's program that is. */
     npy_deferred_tile_type tile_type;
     int tile_operation;
-    int takes_masks;    /* instead of numbers */
-    int joins;          /* the only reader of the result, or -1 */
-    int banks, njoined; /* of it and those that join it */
-    int is_idle;        /* a copy that programs do without */
+    int takes_masks;            /* instead of numbers */
+    int joins;                  /* the only reader of the result, or -1 */
+    int banks, njoined, nreads; /* of it and those that join it */
+    int is_idle;                /* a copy that programs do without */
     /* From here on set by execute.c, for the strides at hand. */
     int bound;
     int status;  /* NPY_FPE_* that it raised */

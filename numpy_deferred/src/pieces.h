@@ -38,6 +38,9 @@ typedef struct {
     int wanted; /* of these: what an error state wants to know of */
     int is_lone;
     npy_intp unsettled; /* elements, from the program, since the status was read */
+    /* For npy_deferred_fold; NULL: it cannot be used. */
+    npy_deferred_tile_instruction *folding; /* owned: the program */
+    char *folded; /* in it, aligned: TILE_BYTES, set and read by the user */
     npy_deferred_lone_program lone;
 } npy_deferred_pieces;
 
@@ -63,6 +66,19 @@ npy_deferred_provide(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
 NPY_NO_EXPORT int
 npy_deferred_provide_some(npy_deferred_pieces *pieces, npy_intp position, npy_intp *n,
                           char **data);
+/*
+ * Have folds ready, by this instruction, where the program can.  Returns 0 or -1 with
+ * an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction);
+/*
+ * Fold `n` elements into `folded`, from `position` on; `n` is a multiple of
+ * TILE_LENGTH.  Returns as provide, or NANS: there are some.
+ */
+#define NPY_DEFERRED_NANS 5
+NPY_NO_EXPORT int
+npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n);
 /* Read the status, and clear it: at the end, and whenever there is time. */
 NPY_NO_EXPORT int
 npy_deferred_pieces_settle(npy_deferred_pieces *pieces);

@@ -412,10 +412,12 @@ assign_slots(npy_deferred_plan *plan)
     }
 }
 
-/* Of a program, which has two steps or more: it has twice as many instructions as
- * steps and three, and as many arguments and two. */
-#define CODE_PER_STEP 4
-#define ARGS_PER_STEP 2
+/*
+ * Of a program, which has two steps or more, or a plan of its own: it has three times
+ * as many instructions as steps and three, and twice as many arguments and two.
+ */
+#define CODE_PER_STEP 5
+#define ARGS_PER_STEP 3
 
 static npy_deferred_plan *
 allocate_plan(const npy_deferred_expression *expression)

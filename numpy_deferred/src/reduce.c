@@ -538,6 +538,63 @@ sum_pairwise(worker *w, npy_intp position, npy_intp n, char *sum)
     return result != 0 ? result : add(w, sum, second);
 }
 
+/* Elements that are folded at least, and at most. */
+#define LEAST_FOLDED 2048
+#define MOST_FOLDED 16384
+
+static int
+folds(const worker *w, npy_intp n)
+{
+    return w->pieces.folding != NULL && n >= LEAST_FOLDED;
+}
+
+/* What folding starts with: nothing, or what is no matter if it comes again. */
+static void
+begin_fold(const worker *w, const char *into)
+{
+    npy_intp size = element_size(w);
+    for (npy_intp i = 0; i < NPY_DEFERRED_TILE_BYTES; i += size) {
+        memcpy(w->pieces.folded + i, into, size);
+    }
+    if (w->r->what == NPY_DEFERRED_TILE_SUM) {
+        memset(w->pieces.folded, 0, NPY_DEFERRED_TILE_BYTES);
+    }
+}
+
+/*
+ * The program reduces as many elements of a run as it can, and moves `*position`.
+ * NaNs are left to others, and so is all from where the result is a zero: it may be
+ * of either sign.
+ */
+static int
+fold(worker *w, npy_intp *position, npy_intp end, char *into)
+{
+    _Alignas(16) char found[ELEMENT_SIZE];
+    npy_intp size = element_size(w);
+    while (folds(w, end - *position) && !has_nan(w->r, into, 1) &&
+           !(w->r->zeros_differ && is_zero(w->r, into))) {
+        npy_intp n = PyArray_MIN(end - *position, MOST_FOLDED);
+        n -= n % NPY_DEFERRED_TILE_LENGTH;
+        begin_fold(w, into);
+        int result = npy_deferred_fold(&w->pieces, *position, n);
+        if (result != 0) {
+            return result == NPY_DEFERRED_NANS ? 0 : result;
+        }
+        memcpy(found, into, size);
+        result =
+                run_quickly(w, found, w->pieces.folded, NPY_DEFERRED_TILE_BYTES / size);
+        if (result != 0) {
+            return result;
+        }
+        if (w->r->zeros_differ && is_zero(w->r, found)) {
+            return 0;
+        }
+        memcpy(into, found, size);
+        *position += n;
+    }
+    return 0;
+}
+
 /* A run, or as much of it as eager NumPy has in its buffer, goes into one element. */
 static int
 reduce_stretch(worker *w, npy_intp position, npy_intp n, char *into)
@@ -555,32 +612,52 @@ reduce_stretch(worker *w, npy_intp position, npy_intp n, char *into)
                          : 1;
         return result != 0 ? result : run_loop(w, into, 0, data, n);
     }
-    while (n > 0 && result == 0) {
-        npy_intp some = n;
+    npy_intp end = position + n;
+    result = fold(w, &position, end, into);
+    while (position < end && result == 0) {
+        npy_intp some = end - position;
         result = npy_deferred_provide_some(&w->pieces, position, &some, &data);
         if (result == 0) {
             result = run_into_one(w, into, data, some);
         }
         position += some;
-        n -= some;
     }
+    return result;
+}
+
+/*
+ * The first element, of which others go into the same.  Where what follows is folded,
+ * it may come again, so that this begins where memory is aligned.
+ */
+static int
+begin_run(worker *w, npy_intp *position, npy_intp n, char *into)
+{
+    char *data;
+    npy_intp until = w->pieces.until;
+    int again = folds(w, n);
+    if (again && w->r->what == NPY_DEFERRED_TILE_SUM) {
+        memset(into, 0, element_size(w));
+        return 0;
+    }
+    w->pieces.until = again ? *position + 1 : until;
+    int result = npy_deferred_provide(&w->pieces, *position, 1, &data);
+    if (result == 0) {
+        memcpy(into, data, element_size(w));
+    }
+    w->pieces.until = until;
+    *position += !again || has_nan(w->r, into, 1);
     return result;
 }
 
 static int
 reduce_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
 {
-    char *data;
     npy_intp end = position + n;
     npy_intp stretch = w->r->is_cast ? PyArray_MIN(n, w->r->buffersize) : n;
     npy_intp next = position + stretch;
     int result = 0;
     if (first) {
-        result = npy_deferred_provide(&w->pieces, position, 1, &data);
-        if (result == 0) {
-            memcpy(into, data, element_size(w));
-        }
-        position++;
+        result = begin_run(w, &position, n, into);
     }
     while (position < end && result == 0) {
         if (position < next) {
@@ -902,6 +979,9 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
                 j->r->is_cast, j->as_program);
         w->pieces.wanted = j->r->wanted;
         ready++;
+        if (result == 0 && j->r->reducer.fold >= 0) {
+            result = npy_deferred_fold_init(&w->pieces, j->r->reducer.fold);
+        }
     }
     if (result == 0) {
         int released = npy_deferred_gil_release(PyArray_SIZE(walk->out));

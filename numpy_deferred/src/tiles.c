@@ -65,11 +65,28 @@ NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_largest_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_join npy_deferred_join_smallest_f32)
 
+/* The instruction by which a program reduces, or -1. */
+static int
+fold_for(const PyArray_Descr *descr, npy_deferred_tile_reduction what)
+{
+    int is_integer = PyTypeNum_ISINTEGER(descr->type_num) && descr->elsize >= 4;
+    if (what == NPY_DEFERRED_TILE_SUM && is_integer) {
+        return NPY_DEFERRED_TILE_FOLD_SUM;
+    }
+    if (descr->type_num != NPY_DOUBLE && descr->type_num != NPY_FLOAT &&
+        !(is_integer && PyTypeNum_ISSIGNED(descr->type_num))) {
+        return -1;
+    }
+    return what == NPY_DEFERRED_TILE_LARGEST    ? NPY_DEFERRED_TILE_FOLD_LARGEST
+           : what == NPY_DEFERRED_TILE_SMALLEST ? NPY_DEFERRED_TILE_FOLD_SMALLEST
+                                                : -1;
+}
+
 NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL};
+    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL, fold_for(descr, what)};
     int wide = descr->type_num == NPY_DOUBLE;
     if (!wide && descr->type_num != NPY_FLOAT) {
         return reducer;
@@ -107,7 +124,7 @@ NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    return (npy_deferred_tile_reducer){NULL, NULL, NULL};
+    return (npy_deferred_tile_reducer){NULL, NULL, NULL, -1};
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
@@ -143,6 +160,13 @@ typedef enum {
 } operation_traits;
 #define INTEGERS (SIGNED | UNSIGNED)
 
+/* Whether eager NumPy's extremes of floats are the machine's, in all of its loops. */
+#if defined(NPY_HAVE_SSE2) && !defined(NPY_DISABLE_OPTIMIZATION)
+#    define EXTREMES (FLOATS | SIGNED)
+#else
+#    define EXTREMES SIGNED
+#endif
+
 /* Which operation a ufunc is, or -1. */
 static int
 operation_of(const PyUFuncObject *ufunc, int *traits)
@@ -169,6 +193,9 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
             {n_ops.greater_equal, NPY_DEFERRED_TILE_GREATER_EQUAL, FLOATS | SIGNED},
             {n_ops.equal, NPY_DEFERRED_TILE_EQUAL, FLOATS | INTEGERS},
             {n_ops.not_equal, NPY_DEFERRED_TILE_NOT_EQUAL, FLOATS | INTEGERS},
+            {n_ops.maximum, NPY_DEFERRED_TILE_LARGER, EXTREMES},
+            {n_ops.minimum, NPY_DEFERRED_TILE_SMALLER, EXTREMES},
+            {n_ops.clip, NPY_DEFERRED_TILE_RAISE, FLOATS | SIGNED},
     };
     for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
         if (known[i].ufunc == (PyObject *)ufunc) {
@@ -234,6 +261,12 @@ static int
 reversed(int operation)
 {
     switch (operation) {
+        case NPY_DEFERRED_TILE_SELECT:
+            return NPY_DEFERRED_TILE_REVERSED_SELECT;
+        case NPY_DEFERRED_TILE_LARGER:
+            return NPY_DEFERRED_TILE_REVERSED_LARGER;
+        case NPY_DEFERRED_TILE_SMALLER:
+            return NPY_DEFERRED_TILE_REVERSED_SMALLER;
         case NPY_DEFERRED_TILE_SUBTRACT:
             return NPY_DEFERRED_TILE_REVERSED_SUBTRACT;
         case NPY_DEFERRED_TILE_DIVIDE:
@@ -372,6 +405,41 @@ type_for_masks(const npy_deferred_plan *plan, const npy_deferred_step *step)
                               : NPY_DEFERRED_TILE_NONE;
 }
 
+/* Whether the values from the `first` one on are what the machine works on. */
+static int
+takes(const npy_deferred_plan *plan, const npy_deferred_step *step, int first,
+      const PyArray_Descr *descr, npy_deferred_tile_type type)
+{
+    for (int i = first; i < step->nargs; i++) {
+        const npy_deferred_value *value = &plan->values[step->args[i]];
+        int is_result = i == step->nargs - 1;
+        /* Comparisons may have one operand with a sign, and one without. */
+        int fits = type_of(value->descr) == type &&
+                   PyTypeNum_ISUNSIGNED(value->descr->type_num) ==
+                           PyTypeNum_ISUNSIGNED(descr->type_num);
+        if (!(fits || (is_result && is_truth(value))) || !value->aligned ||
+            value->stride == NPY_MAX_INTP ||
+            (is_result && value->stride != value->descr->elsize)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int
+is_select(const npy_deferred_step *step)
+{
+    return !step->is_cast && npy_deferred_is_where(step->node->ufunc);
+}
+
+/* With two scalars: others keep another one of two zeros, and NumPy looks as well. */
+static int
+is_clip(const npy_deferred_plan *plan, const npy_deferred_step *step)
+{
+    return step->nargs == 4 && plan->values[step->args[1]].stride == 0 &&
+           plan->values[step->args[2]].stride == 0;
+}
+
 /* Whether the machine has it: a known operation, with elements side by side as result.
  */
 static void
@@ -381,7 +449,18 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     step->tile_type = NPY_DEFERRED_TILE_NONE;
     step->joins = -1;
     step->banks = step->njoined = 1;
+    step->takes_masks = 0;
     if (!NPY_DEFERRED_HAVE_TILES) {
+        return;
+    }
+    if (is_select(step)) {
+        PyArray_Descr *descr = step->node->descrs[1];
+        npy_deferred_tile_type type = type_of(descr);
+        step->tile_operation = NPY_DEFERRED_TILE_SELECT;
+        if (type != NPY_DEFERRED_TILE_NONE && takes(plan, step, 1, descr, type) &&
+            can_be_mask(&plan->values[step->args[0]])) {
+            step->tile_type = type;
+        }
         return;
     }
     step->takes_masks = is_truth(&plan->values[step->args[0]]);
@@ -405,20 +484,10 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     if (type == NPY_DEFERRED_TILE_NONE || !has_traits(traits, descr)) {
         return;
     }
-    for (int i = 0; i < step->nargs; i++) {
-        const npy_deferred_value *value = &plan->values[step->args[i]];
-        int is_result = i == step->nargs - 1;
-        /* Comparisons may have one operand with a sign, and one without. */
-        int fits = type_of(value->descr) == type &&
-                   PyTypeNum_ISUNSIGNED(value->descr->type_num) ==
-                           PyTypeNum_ISUNSIGNED(descr->type_num);
-        if (!(fits || (is_result && is_truth(value))) || !value->aligned ||
-            value->stride == NPY_MAX_INTP ||
-            (is_result && value->stride != value->descr->elsize)) {
-            return;
-        }
+    if (takes(plan, step, 0, descr, type) &&
+        (step->tile_operation != NPY_DEFERRED_TILE_RAISE || is_clip(plan, step))) {
+        step->tile_type = type;
     }
-    step->tile_type = type;
 }
 
 /* The step that has joined `step` as its i-th operand, or -1. */
@@ -518,6 +587,48 @@ banks_together(int first, int second)
 }
 
 /*
+ * Which operand of a selection is first in its bank: the one that needs more of them,
+ * as the mask comes to the next one then, and what is left is for the other.
+ */
+static int
+selected_first(const npy_deferred_plan *plan, int step)
+{
+    return banks_for(plan, step, 1) < banks_for(plan, step, 2) ? 2 : 1;
+}
+
+/* How many banks a step needs, with those that have joined it. */
+static int
+banks_of(const npy_deferred_plan *plan, int index)
+{
+    const npy_deferred_step *step = &plan->steps[index];
+    int banks = PyArray_MAX(banks_for(plan, index, 0), 1);
+    if (is_select(step)) {
+        int first = selected_first(plan, index);
+        int other = banks_for(plan, index, 3 - first);
+        banks = PyArray_MAX(banks + 1, banks_for(plan, index, first));
+        return PyArray_MAX(banks, other > 0 ? other + 2 : 0);
+    }
+    if (step->nargs > 2) {
+        int together =
+                banks_together(banks_for(plan, index, 0), banks_for(plan, index, 1));
+        banks = PyArray_MAX(banks, together);
+    }
+    return banks;
+}
+
+/* How many values a step reads from memory, with those that have joined it, at most. */
+static int
+reads_of(const npy_deferred_plan *plan, int index)
+{
+    int reads = 0;
+    for (int i = 0; i < plan->steps[index].nargs - 1; i++) {
+        int writer = joined(plan, index, i);
+        reads += writer >= 0 ? plan->steps[writer].nreads : 1;
+    }
+    return reads;
+}
+
+/*
  * Have the steps whose results only this one reads join it, as far as that goes,
  * and find how many banks that takes.
  */
@@ -525,29 +636,26 @@ static void
 join(npy_deferred_plan *plan, int index)
 {
     npy_deferred_step *step = &plan->steps[index];
-    int nin = step->nargs - 1;
+    /* A clip reads its scalars. */
+    int nin = step->tile_operation == NPY_DEFERRED_TILE_RAISE ? 1 : step->nargs - 1;
     for (int i = 0; i < nin; i++) {
         npy_deferred_value *value = &plan->values[step->args[i]];
+        int wants_mask = is_select(step) ? i == 0 : step->takes_masks;
         npy_deferred_step *writer = &plan->steps[value->writer < 0 ? 0 : value->writer];
         if (value->writer < 0 || value->nreaders != 1 ||
-            writer->tile_type != step->tile_type ||
-            is_truth(value) != step->takes_masks ||
-            step->njoined + writer->njoined > NPY_DEFERRED_TILE_MAX_ARGS - 2) {
+            writer->tile_type != step->tile_type || is_truth(value) != wants_mask) {
             continue;
         }
-        /* What the other operand needs is known but for a step that may join. */
-        int other = i == 1 ? banks_for(plan, index, 0)
-                           : nin == 2 && needs_bank(plan, index, 1);
-        int banks = banks_together(writer->banks, other);
-        if (banks <= NPY_DEFERRED_TILE_BANKS) {
-            writer->joins = index;
-            step->njoined += writer->njoined;
+        writer->joins = index;
+        if (banks_of(plan, index) > NPY_DEFERRED_TILE_BANKS ||
+            reads_of(plan, index) > NPY_DEFERRED_TILE_MAX_ARGS - 1) {
+            writer->joins = -1;
+            continue;
         }
+        step->njoined += writer->njoined;
     }
-    step->banks = nin == 1 ? PyArray_MAX(banks_for(plan, index, 0), 1)
-                           : PyArray_MAX(banks_together(banks_for(plan, index, 0),
-                                                        banks_for(plan, index, 1)),
-                                         1);
+    step->banks = banks_of(plan, index);
+    step->nreads = reads_of(plan, index);
 }
 
 /* A binary operation with a value in memory, or with one for the whole tile. */
@@ -579,15 +687,50 @@ put_load(writing *w, pending_part at)
                  stride == 0 ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
 }
 
+static void
+put_limit(writing *w, int operation, int step, int i, int bank)
+{
+    int value = without_copy(w->plan, w->plan->steps[step].args[i]);
+    put(w, operation, bank, argument(w, value, NPY_DEFERRED_TILE_READ_SCALAR));
+}
+
+/* As put_step. */
+static int
+put_select(writing *w, pending_part at, pending_part before[3])
+{
+    const npy_deferred_plan *plan = w->plan;
+    int first = selected_first(plan, at.step), other = 3 - first;
+    int operation =
+            first == 1 ? NPY_DEFERRED_TILE_SELECT : reversed(NPY_DEFERRED_TILE_SELECT);
+    before[0] = part(plan, at.step, first, at.bank);
+    before[1] = part(plan, at.step, 0, at.bank + 1);
+    if (!needs_bank(plan, at.step, other)) {
+        put_reading(w, operation, at.step, other, at.bank);
+        return 2;
+    }
+    put(w, operation + NPY_DEFERRED_TILE_FROM_BANK, at.bank, 0);
+    before[2] = part(plan, at.step, other, at.bank + 2);
+    return 3;
+}
+
 /*
  * Put the operation of a step.  Returns how many parts are to be put before it,
  * the one that runs later last.
  */
 static int
-put_step(writing *w, pending_part at, pending_part before[2])
+put_step(writing *w, pending_part at, pending_part before[3])
 {
     const npy_deferred_plan *plan = w->plan;
     int operation = plan->steps[at.step].tile_operation;
+    if (is_select(&plan->steps[at.step])) {
+        return put_select(w, at, before);
+    }
+    if (operation == NPY_DEFERRED_TILE_RAISE) {
+        put_limit(w, NPY_DEFERRED_TILE_LOWER, at.step, 2, at.bank);
+        put_limit(w, NPY_DEFERRED_TILE_RAISE, at.step, 1, at.bank);
+        before[0] = part(plan, at.step, 0, at.bank);
+        return 1;
+    }
     if (!is_binary(operation)) {
         put(w, operation, at.bank, 0);
         before[0] = part(plan, at.step, 0, at.bank);
@@ -621,7 +764,7 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int st
     pending_part pending[2 * NPY_DEFERRED_TILE_MAX_ARGS];
     int npending = 1;
     /* Operations, loads of what these do not read themselves, the store, the end. */
-    int end = *ncode + 2 * step->njoined + 3;
+    int end = *ncode + step->njoined + step->nreads + 2;
     writing w = {plan, unit, end};
     int result = step->args[step->nargs - 1];
     int store = is_truth(&plan->values[result])  ? NPY_DEFERRED_TILE_STORE_TRUTH
@@ -656,7 +799,7 @@ keeps_status(const npy_deferred_step *step)
     return step->is_cast || ufunc == n_ops.add || ufunc == n_ops.subtract ||
            ufunc == n_ops.multiply || ufunc == n_ops.true_divide ||
            ufunc == n_ops.power || ufunc == n_ops.bitwise_and ||
-           ufunc == n_ops.bitwise_or || ufunc == n_ops.bitwise_xor;
+           ufunc == n_ops.bitwise_or || ufunc == n_ops.bitwise_xor || is_select(step);
 }
 
 /* Whether only programs read the result of a step, and can do without. */

@@ -38,6 +38,11 @@ typedef enum {
  * for the whole tile, FROM_SCALAR; or in the next bank, FROM_BANK.  Of one that is
  * REVERSED that is the first operand.  Comparisons leave masks in a bank, all bits
  * of an element or none, which are stored as booleans, or become numbers by ONE.
+ * SELECT keeps elements where the mask in the next bank is set, and has others from
+ * a second operand, which FROM_BANK is in the one after that; it moves bits.
+ * LARGER and SMALLER are np.maximum and np.minimum where the processor is an x86: of
+ * two zeros and two NaNs they keep what vectors of those keep.  RAISE and LOWER keep
+ * their own zeros, and have the other operand in memory for the whole tile.
  */
 typedef enum {
     NPY_DEFERRED_TILE_ADD = 0,
@@ -55,12 +60,20 @@ typedef enum {
     NPY_DEFERRED_TILE_GREATER_EQUAL = 36,
     NPY_DEFERRED_TILE_EQUAL = 39,
     NPY_DEFERRED_TILE_NOT_EQUAL = 42,
-    NPY_DEFERRED_TILE_NEGATIVE = 45,
+    NPY_DEFERRED_TILE_SELECT = 45,
+    NPY_DEFERRED_TILE_REVERSED_SELECT = 48, /* keeps them where it is not set */
+    NPY_DEFERRED_TILE_LARGER = 51,          /* these of numbers with a sign, too */
+    NPY_DEFERRED_TILE_REVERSED_LARGER = 54,
+    NPY_DEFERRED_TILE_SMALLER = 57,
+    NPY_DEFERRED_TILE_REVERSED_SMALLER = 60,
+    NPY_DEFERRED_TILE_NEGATIVE = 63,
     NPY_DEFERRED_TILE_ABSOLUTE,
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
     NPY_DEFERRED_TILE_INVERT,
     NPY_DEFERRED_TILE_ONE, /* of a mask: 1 where it is set, else 0 */
+    NPY_DEFERRED_TILE_RAISE,
+    NPY_DEFERRED_TILE_LOWER,
     NPY_DEFERRED_TILE_LOAD,
     NPY_DEFERRED_TILE_LOAD_SCALAR,
     NPY_DEFERRED_TILE_LOAD_STRIDED,
@@ -76,7 +89,11 @@ typedef enum {
     NPY_DEFERRED_TILE_STORE,
     NPY_DEFERRED_TILE_STREAM,      /* past the cache, where vectors are aligned */
     NPY_DEFERRED_TILE_STORE_TRUTH, /* a mask as booleans */
-    NPY_DEFERRED_TILE_OPERATIONS,  /* how many there are */
+    /* Instead of STORE, of the first bank: a tile into the same memory each time. */
+    NPY_DEFERRED_TILE_FOLD_SUM, /* of integers */
+    NPY_DEFERRED_TILE_FOLD_LARGEST,
+    NPY_DEFERRED_TILE_FOLD_SMALLEST,
+    NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
 } npy_deferred_tile_operation;
 
 /* What the form of a binary operation adds to its number. */
@@ -157,11 +174,16 @@ typedef enum {
     NPY_DEFERRED_TILE_SMALLEST,
 } npy_deferred_tile_reduction;
 
-/* What there is of these; NULL: NumPy's loop is to do it. */
+/*
+ * What there is of these; NULL: NumPy's loop is to do it.  By `fold`, where order does
+ * not matter, a program reduces whole tiles itself, of the type that is reduced; it
+ * leaves NaNs out, and keeps either of two zeros.
+ */
 typedef struct {
     npy_deferred_tile_sum *add_up;
     npy_deferred_tile_extreme *extreme;
     npy_deferred_tile_join *join;
+    int fold; /* the instruction, or -1 */
 } npy_deferred_tile_reducer;
 
 #endif /* NUMPY_DEFERRED_TILES_H_ */
