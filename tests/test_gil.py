@@ -294,6 +294,34 @@ class TestInterrupts:
         assert same(x, sum([large[1]] * 7, large[1]))
 
 
+class TestEnd:
+    def test_daemon_still_calculates(self):
+        """Whoever calculates while Python ends does not wait for it."""
+        code = """
+import threading, time
+import numpy as np
+np.setdeferred(True)
+a = np.linspace(0, 1, 30_000_000)
+np.deferred.calculate(a)
+b = np.ones(1000)
+class Last:
+    def __init__(self):
+        self.x = b * 2
+        self.calculate = np.deferred.calculate
+        self.print = print
+    def __del__(self):
+        self.calculate(self.x)
+        self.print("done")
+last = Last()
+x = np.sin(a) * np.cos(a) + np.arctan(a)
+threading.Thread(target=np.deferred.calculate, args=(x,), daemon=True).start()
+time.sleep(0.05)
+"""
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "done\n"
+
+
 class TestManyThreads:
     def test_all_together(self, deferred):
         """All threads read, write and drop them; what is read once stays the same."""

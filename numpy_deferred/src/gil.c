@@ -144,11 +144,23 @@ npy_deferred_gil_interrupted(void)
     return interrupted;
 }
 
+/* Whether Python ends: threads that ask for the GIL, other than this, get it no more.
+ */
+static int
+is_finalizing(void)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing();
+#else
+    return _Py_IsFinalizing();
+#endif
+}
+
 NPY_NO_EXPORT void
 npy_deferred_wait_until_done(void)
 {
     npy_deferred_why why = npy_deferred_because;
-    while (npy_deferred_running) {
+    while (npy_deferred_running && !is_finalizing()) {
         Py_BEGIN_ALLOW_THREADS;
         PyThread_acquire_lock(lock, WAIT_LOCK);
         PyThread_release_lock(lock);
