@@ -29,9 +29,9 @@
 #include "deferred.h"
 #include "profile.h"
 
-#ifdef __unix__
+#include <time.h>
+#ifndef _WIN32
 #    include <pthread.h>
-#    include <time.h>
 #endif
 
 /*
@@ -53,7 +53,7 @@ static npy_int64 look_at = 0;
 static npy_int64
 milliseconds(void)
 {
-#ifdef __unix__
+#ifndef _WIN32
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (npy_int64)time.tv_sec * 1000 + time.tv_nsec / 1000000;
@@ -62,7 +62,7 @@ milliseconds(void)
 #endif
 }
 
-#ifdef __unix__
+#ifndef _WIN32
 /* No child is to have half a calculation, or lack threads that it believes to have. */
 static void
 before_fork(void)
@@ -89,7 +89,7 @@ npy_deferred_gil_init(void)
         PyErr_NoMemory();
         return -1;
     }
-#ifdef __unix__
+#ifndef _WIN32
     if (pthread_atfork(before_fork, after_fork, after_fork) != 0) {
         PyErr_SetString(PyExc_RuntimeError, "pthread_atfork failed");
         return -1;
