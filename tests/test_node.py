@@ -232,6 +232,7 @@ class TestPending:
             "calculated": 1,
             "fused": 0,
             "reduced": 0,
+            "together": 0,
             "released": 2,
             "flushed": 0,
             "late": 0,

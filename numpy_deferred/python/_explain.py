@@ -38,6 +38,9 @@ class Explanation:
         ``name``, ``ufunc``, ``inputs``, ``dtype``, ``shape`` and ``where`` (file
         and line, or None where that is not known), the oldest first; the last one
         gives the array.  Empty when the array is not deferred.
+    results : tuple of str
+        Names of the operations whose values become arrays, the oldest first: the
+        last one; in a `profile`, also others that were calculated together with it.
     operands : list of Operand
         ``name``, ``dtype``, ``shape``, ``strides`` (bytes) and ``nbytes`` of the
         arrays that are read.
@@ -72,12 +75,14 @@ class Explanation:
         return explanation
 
     def _fill(self, described, plan):
-        operations, operands, self.dtype, self.shape, self._nbytes = described
+        operations, operands, kept, self.dtype, self.shape, self._nbytes = described
         self.operations = [
             Operation(f"t{i}", ufunc, tuple(_name(*each) for each in inputs), *rest)
             for i, (ufunc, inputs, *rest) in enumerate(operations)
         ]
         self.operands = [Operand(f"a{i}", *each) for i, each in enumerate(operands)]
+        last = [len(operations) - 1] if operations else []
+        self.results = tuple(f"t{i}" for i in sorted(kept) + last)
         self.plan = None
         if plan is not None:
             steps, casts, loops, block, threads, direct = plan
@@ -90,7 +95,7 @@ class Explanation:
 
     @property
     def bytes_written(self):
-        """Bytes of the result."""
+        """Bytes of the results."""
         return self._nbytes if self.operations else 0
 
     @property
@@ -98,8 +103,8 @@ class Explanation:
         """Bytes of the temporary arrays that are not made."""
         return sum(
             operation.dtype.itemsize * prod(operation.shape)
-            for operation in self.operations[:-1]
-            if not self._apart(operation)
+            for operation in self.operations
+            if operation.name not in self.results and not self._apart(operation)
         )
 
     def _apart(self, operation):

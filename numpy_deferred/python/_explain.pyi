@@ -31,6 +31,7 @@ class Explanation:
     dtype: np.dtype[Any]
     operations: list[Operation]
     operands: list[Operand]
+    results: tuple[str, ...]
     plan: Plan | None
     def __init__(self, array: NDArray[Any]) -> None: ...
     @property

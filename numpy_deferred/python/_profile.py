@@ -71,16 +71,20 @@ def _place(code, instruction):
 
 
 def _infix(explanation):
-    """The operations as one expression; what is used repeatedly keeps its name."""
+    """
+    The operations as one expression, or as those of several arrays, the newest first;
+    what is used repeatedly, and what is an array and used, keeps its name.
+    """
     uses = Counter(name for op in explanation.operations for name in op.inputs)
+    results = set(explanation.results)
     texts, shared = {}, []
     for op in explanation.operations:
         inputs = ", ".join(texts.get(name, name) for name in op.inputs)
         texts[op.name] = f"{op.ufunc}({inputs})"
-        if uses[op.name] > 1:
+        if uses[op.name] > (op.name not in results):
             shared.append(f"{op.name} = {texts.pop(op.name)}")
-    last = explanation.operations[-1].name
-    return "; ".join([texts[last], *shared])
+    results = [texts[name] for name in explanation.results if name in texts]
+    return "; ".join([*reversed(results), *shared])
 
 
 @set_module("numpy.deferred")
@@ -151,13 +155,18 @@ class Calculation:
         return tuple(dict.fromkeys(line for line in lines if line))
 
     @property
+    def arrays(self):
+        """How many arrays were calculated in one sweep over the operands."""
+        return len(self.explanation.results)
+
+    @property
     def bytes_read(self):
         """Bytes of the operands, each counted once."""
         return self.explanation.bytes_read
 
     @property
     def bytes_written(self):
-        """Bytes of the result, or of what it was reduced to without being stored."""
+        """Bytes of the results, or of what was reduced without being stored."""
         return self.explanation.bytes_written
 
     @property
@@ -179,6 +188,22 @@ class Calculation:
         if plan is None:
             return "by NumPy itself"
         return f"{_count(plan.steps, 'step')}, {_count(plan.threads, 'thread')}"
+
+    @property
+    def _array(self):
+        e = self.explanation
+        if self.arrays == 1:
+            return f"{e.dtype} {e.shape}"
+        operations = {operation.name: operation for operation in e.operations}
+        dtypes = dict.fromkeys(str(operations[name].dtype) for name in e.results)
+        return f"{self.arrays} x {' and '.join(dtypes)} {e.shape}"
+
+    @property
+    def _what(self):
+        shape = f"of shape {self.explanation.shape}"
+        if self.arrays == 1:
+            return f"{self.explanation.dtype} array {shape}"
+        return f"{self.arrays} arrays in one sweep, {shape}"
 
     @property
     def _forced(self):
@@ -368,11 +393,8 @@ class profile:
             first = group[0]
             milliseconds, times, rate = self._measures(group)
             often = f" in {times} calculations" if times > 1 else ""
-            array = (
-                f"{first.explanation.dtype} array of shape {first.explanation.shape}"
-            )
             lines += [
-                f"  {milliseconds} ms{often}, {rate} GB/s: {array}, {first._how}",
+                f"  {milliseconds} ms{often}, {rate} GB/s: {first._what}, {first._how}",
                 f"    {_shorten(first.expression)}",
                 f"    {_shorten(first._forced)}",
                 *(f"    written in {_relative(line)}" for line in first.written),
@@ -405,7 +427,7 @@ class profile:
             (
                 *self._measures(group),
                 group[0].expression,
-                f"{group[0].explanation.dtype} {group[0].explanation.shape}",
+                group[0]._array,
                 group[0]._how,
                 group[0]._forced,
                 "; ".join(group[0].written),
@@ -460,7 +482,7 @@ class profile:
             explanation = event.explanation
             arguments = {
                 "expression": event.expression,
-                "array": f"{explanation.dtype} {explanation.shape}",
+                "array": event._array,
                 "how": event._how,
                 "why": event.why,
                 "where": event.where,

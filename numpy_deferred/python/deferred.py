@@ -64,6 +64,9 @@ def calculate(*arrays):
     """
     Calculate arrays that are deferred; others are left as they are.
 
+    Those of one shape that read the same memory, or each other, come out of one sweep
+    over it, as far as their operations cannot raise.
+
     Parameters
     ----------
     *arrays : ndarray
@@ -84,13 +87,24 @@ def calculate(*arrays):
     >>> np.deferred.calculate(x)
     >>> x.flags.deferred
     False
+
+    Both read ``a``, which is gone through once:
+
+    >>> a = np.arange(10_000.0)
+    >>> with np.errstate(all="ignore"), np.deferredstate(True):
+    ...     total, product = a + 1, a * 2
+    ...     with np.deferred.profile() as p:
+    ...         np.deferred.calculate(total, product)
+    >>> [(event.arrays, event.expression) for event in p.events]
+    [(2, 'multiply(a0, 2.0); add(a0, 1.0)')]
     """
     _core._deferred_calculate(*arrays)
 
 
 def calculate_all():
     """
-    Calculate all arrays that are deferred, the newest first.
+    Calculate all arrays that are deferred, the newest first; and in one sweep what
+    `calculate` would so calculate.
 
     An array whose calculation raises does not stop the others; the first
     exception is raised at the end.
@@ -481,6 +495,7 @@ def stats():
         calculated;
         ``fused``, expressions evaluated straight into an existing array;
         ``reduced``, expressions evaluated by a reduction, and stored nowhere;
+        ``together``, of the arrays calculated, those in one sweep with others;
         ``released``, arrays dropped without being calculated; ``flushed``,
         writes that made the readers of the memory be calculated first;
         ``late``, reads and writes that no hook announced and that made arrays be

@@ -141,6 +141,7 @@ typedef struct {
     npy_intp calculated; /* deferred arrays that became regular */
     npy_intp fused;      /* evaluations straight into an existing array */
     npy_intp reduced;    /* evaluations by a reduction, stored nowhere */
+    npy_intp together;   /* of these, in one sweep with others */
     npy_intp released;   /* nodes dropped without being calculated */
     npy_intp flushed;    /* writes that found dependents */
     npy_intp late;       /* calculated by PyArray_DATA, not by a hook */
@@ -355,12 +356,28 @@ npy_deferred_new_visit(void);
 #    define NPY_DEFERRED_ALL_OPERANDS \
         (NPY_DEFERRED_MAX_OPERANDS + NPY_DEFERRED_MAX_NODES)
 
-/* The nodes of an expression, operands before their consumers. */
+/* Arrays that are calculated in one sweep. */
+#    define NPY_DEFERRED_MAX_SWEEP 8
+
+/*
+ * The nodes of an expression, operands before their consumers; the last is the root.
+ * Of a sweep over several arrays the values of other nodes are *kept*, too: the last
+ * operands are where they go, of the shape and order of the root.
+ */
 typedef struct {
     int nnodes, noperands;
+    int nkept;
     npy_deferred_node *nodes[NPY_DEFERRED_MAX_NODES];
     PyArrayObject *operands[NPY_DEFERRED_ALL_OPERANDS];
+    npy_deferred_node *kept[NPY_DEFERRED_MAX_SWEEP];
 } npy_deferred_expression;
+
+/* How many operands are read. */
+static inline int
+npy_deferred_nread(const npy_deferred_expression *expression)
+{
+    return expression->noperands - expression->nkept;
+}
 
 /*
  * Collect the expression behind `root`.  Returns 0, or -1 (no exception) when
@@ -372,6 +389,14 @@ npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expressio
 NPY_NO_EXPORT int
 npy_deferred_operand_index(const npy_deferred_expression *expression,
                            PyArrayObject *array);
+/*
+ * Begin an expression of no nodes with what is behind the first root; then, with the
+ * same visit, add what is behind another, if it reads something that is read already,
+ * or is part of it.  Returns whether it fits; what it is good for is to find that out.
+ */
+NPY_NO_EXPORT int
+npy_deferred_join(npy_deferred_expression *expression, npy_deferred_node *root,
+                  npy_uint64 visit);
 /*
  * Whether a node fits the bounds, before it becomes pending.  Returns 0 when it
  * does; else its largest deferred operand is calculated, and the node must be
@@ -402,6 +427,15 @@ struct npy_deferred_errors;
 NPY_NO_EXPORT int
 npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
                       npy_deferred_target target, struct npy_deferred_errors *errors);
+/*
+ * Evaluate several pending nodes into arrays of one shape and order, new memory, in
+ * one sweep.  Returns 0, and `errors` has what is to be reported; 1 when it cannot be
+ * done so, or code has run that may have calculated some; -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_evaluate_together(npy_deferred_node *const roots[],
+                               PyArrayObject *const outs[], int n,
+                               struct npy_deferred_errors *errors);
 /*
  * Whether the operations of the expression may be left to be run together
  * with one that writes into an array others see: none may raise before.
@@ -515,6 +549,7 @@ typedef enum {
     NPY_DEFERRED_VALUE_OPERAND,  /* an array that is read */
     NPY_DEFERRED_VALUE_CONSTANT, /* a captured scalar */
     NPY_DEFERRED_VALUE_SLOT,     /* scratch for one block */
+    NPY_DEFERRED_VALUE_KEPT,     /* another result of a sweep */
     NPY_DEFERRED_VALUE_OUT,      /* the result */
 } npy_deferred_value_kind;
 
@@ -524,7 +559,7 @@ typedef struct {
     PyArray_Descr *descr; /* borrowed from a node or an operand */
     int source;           /* slot filled by a cast or copy: of which value */
     int constant;         /* slot of one element that serves a whole block */
-    int operand;          /* index, of an operand, or in the node of a constant */
+    int operand;          /* index, of an operand or kept, or in a constant's node */
     int position;         /* of the constant's node, in the expression */
     int aligned;
     int slot;     /* index, when it is a slot */
@@ -552,7 +587,7 @@ typedef struct {
     int tile_operation;
     int takes_masks;            /* instead of numbers */
     int joins;                  /* the only reader of the result, or -1 */
-    int banks, njoined, nreads; /* of it and those that join it */
+    int banks, njoined, nreads; /* of it and those that join it; with what is kept */
     int is_idle;                /* a copy that programs do without */
     /* From here on set by execute.c, for the strides at hand. */
     int bound;
@@ -1035,6 +1070,23 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
  */
 NPY_NO_EXPORT int
 npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
+
+/* ---- sweep.c: several arrays together ---- */
+
+/* How many others are looked at for one that is calculated. */
+#    define NPY_DEFERRED_SWEEP_LOOKS 16
+/*
+ * As npy_deferred_calculate, of one of several arrays that are to be calculated: what
+ * pays to be calculated with it, of `n` others, which may be regular, is regular then.
+ * That is none that may raise or has something to report which this one has not.  The
+ * others are borrowed: nothing may have run since npy_deferred_wait.
+ */
+NPY_NO_EXPORT int
+npy_deferred_calculate_with(PyArrayObject *array, PyArrayObject *const others[], int n);
+/* Whether it is worth while to look at one of these: it looks alike, and is not only
+ * an operand of others. */
+NPY_NO_EXPORT int
+npy_deferred_may_sweep(PyArrayObject *array, PyArrayObject *other);
 
 /* ---- where.c: np.where ---- */
 

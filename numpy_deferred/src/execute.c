@@ -80,7 +80,8 @@ bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
     npy_deferred_value *from = &plan->values[step->args[0]];
     npy_deferred_value *to = &plan->values[step->args[1]];
     int aligned = from->aligned && to->aligned;
-    if (from->kind == NPY_DEFERRED_VALUE_OPERAND) {
+    if (from->kind == NPY_DEFERRED_VALUE_OPERAND ||
+        from->kind == NPY_DEFERRED_VALUE_KEPT) {
         aligned = aligned && IsUintAligned(walk->expression->operands[from->operand]);
     }
     if (to->kind == NPY_DEFERRED_VALUE_OUT) {
@@ -176,13 +177,13 @@ block_length(const npy_deferred_plan *plan, int by_units)
 {
     npy_intp nbytes = slot_bytes(plan, by_units);
     npy_intp unit = by_units ? NPY_DEFERRED_TILE_LENGTH : NPY_DEFERRED_BLOCK_UNIT;
-    if (nbytes == 0) {
+    if (nbytes == 0 && (by_units ? plan->nunits : plan->nsteps) == 1) {
         return by_units ? MAX_BLOCK : NPY_MAX_INTP;
     }
     for (int i = 0; i <= plan->out; i++) { /* operands and result */
         nbytes += plan->values[i].stride == 0 ? 0 : plan->values[i].descr->elsize;
     }
-    npy_intp block = (BLOCK_BYTES / nbytes) & -unit;
+    npy_intp block = (BLOCK_BYTES / PyArray_MAX(nbytes, 1)) & -unit;
     return block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
 }
 
@@ -841,7 +842,7 @@ release_state(run_state *state)
 static void
 bring_operands(const npy_deferred_walk *walk)
 {
-    int n = walk->expression->noperands;
+    int n = npy_deferred_nread(walk->expression);
     for (int i = 0; i < n + !walk->fresh; i++) {
         PyArrayObject *array = i < n ? walk->expression->operands[i] : walk->out;
         if (npy_deferred_is_guard(PyArray_BYTES(array))) {

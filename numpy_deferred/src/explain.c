@@ -142,27 +142,49 @@ describe_future(const npy_deferred_expression *expression, PyArrayObject *array)
     return described;
 }
 
+/* The operations whose values are kept beside those of the last one. */
+static PyObject *
+describe_kept(const npy_deferred_expression *expression)
+{
+    PyObject *kept = PyList_New(expression->nkept);
+    for (int i = 0; kept != NULL && i < expression->nkept; i++) {
+        PyObject *position = PyLong_FromLong(expression->kept[i]->position);
+        if (position == NULL) {
+            Py_CLEAR(kept);
+            break;
+        }
+        PyList_SET_ITEM(kept, i, position);
+    }
+    return kept;
+}
+
 NPY_NO_EXPORT PyObject *
 npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result)
 {
     PyObject *operations = PyList_New(expression->nnodes);
-    PyObject *operands = PyList_New(expression->noperands);
-    PyObject *item = operations == NULL ? NULL : operands;
+    PyObject *operands = PyList_New(npy_deferred_nread(expression));
+    PyObject *kept = describe_kept(expression);
+    PyObject *item = operations == NULL || kept == NULL ? NULL : operands;
+    npy_intp nbytes = PyArray_NBYTES(result);
     for (int i = 0; item != NULL && i < expression->nnodes; i++) {
         item = describe_operation(expression, expression->nodes[i], result);
         PyList_SET_ITEM(operations, i, item);
     }
-    for (int i = 0; item != NULL && i < expression->noperands; i++) {
+    for (int i = 0; item != NULL && i < npy_deferred_nread(expression); i++) {
         item = describe_operand(expression->operands[i]);
         PyList_SET_ITEM(operands, i, item);
     }
     if (item == NULL) {
         Py_XDECREF(operations);
         Py_XDECREF(operands);
+        Py_XDECREF(kept);
         return NULL;
     }
-    return Py_BuildValue("(NNONn)", operations, operands, PyArray_DESCR(result),
-                         shape_of(result), (Py_ssize_t)PyArray_NBYTES(result));
+    for (int i = npy_deferred_nread(expression); i < expression->noperands; i++) {
+        nbytes += PyArray_NBYTES(expression->operands[i]);
+    }
+    return Py_BuildValue("(NNNONn)", operations, operands, kept, PyArray_DESCR(result),
+                         shape_of(result), (Py_ssize_t)nbytes);
 }
 
 NPY_NO_EXPORT PyObject *
@@ -171,7 +193,7 @@ npy_deferred_explain(PyArrayObject *array)
     npy_deferred_expression expression;
     npy_deferred_wait();
     if (!npy_deferred_is(array)) {
-        return Py_BuildValue("((NNONn)O)", PyList_New(0), PyList_New(0),
+        return Py_BuildValue("((NNNONn)O)", PyList_New(0), PyList_New(0), PyList_New(0),
                              PyArray_DESCR(array), shape_of(array),
                              (Py_ssize_t)PyArray_NBYTES(array), Py_None);
     }

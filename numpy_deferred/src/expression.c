@@ -65,14 +65,12 @@ add_node(npy_deferred_expression *expression, npy_deferred_node *node, npy_uint6
     return 0;
 }
 
+/* Add what nodes read, from the `first` on. */
 static int
-collect(npy_deferred_node *root, npy_deferred_expression *expression, int max_operands)
+add_inputs(npy_deferred_expression *expression, int first, npy_uint64 visit,
+           int max_operands)
 {
-    npy_uint64 visit = npy_deferred_new_visit();
-    expression->nnodes = 0;
-    expression->noperands = 0;
-    add_node(expression, root, visit);
-    for (int i = 0; i < expression->nnodes; i++) {
+    for (int i = first; i < expression->nnodes; i++) {
         npy_deferred_node *node = expression->nodes[i];
         for (int j = 0; j < node->nin; j++) {
             PyArrayObject *array = node->operands[j].array;
@@ -88,6 +86,12 @@ collect(npy_deferred_node *root, npy_deferred_expression *expression, int max_op
             }
         }
     }
+    return 0;
+}
+
+static void
+put_in_order(npy_deferred_expression *expression)
+{
     for (int i = 1; i < expression->nnodes; i++) {
         npy_deferred_node *node = expression->nodes[i];
         int j = i;
@@ -99,6 +103,24 @@ collect(npy_deferred_node *root, npy_deferred_expression *expression, int max_op
     for (int i = 0; i < expression->nnodes; i++) {
         expression->nodes[i]->position = i;
     }
+}
+
+static void
+begin(npy_deferred_expression *expression)
+{
+    expression->nnodes = expression->noperands = expression->nkept = 0;
+}
+
+static int
+collect(npy_deferred_node *root, npy_deferred_expression *expression, int max_operands)
+{
+    npy_uint64 visit = npy_deferred_new_visit();
+    begin(expression);
+    add_node(expression, root, visit);
+    if (add_inputs(expression, 0, visit, max_operands) < 0) {
+        return -1;
+    }
+    put_in_order(expression);
     return 0;
 }
 
@@ -117,6 +139,127 @@ NPY_NO_EXPORT int
 npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression)
 {
     return collect(root, expression, NPY_DEFERRED_ALL_OPERANDS);
+}
+
+/* ---- of several arrays ---- */
+
+/* Positions of nodes of which it is not known yet whether they belong to a sweep. */
+#define NO_POSITION (-1)
+
+/* Whether nodes from the `first` on read something that those before them do. */
+static int
+shares(const npy_deferred_expression *expression, int first, npy_uint64 visit)
+{
+    for (int i = first; i < expression->nnodes; i++) {
+        const npy_deferred_node *node = expression->nodes[i];
+        for (int j = 0; j < node->nin; j++) {
+            const npy_deferred_operand *operand = &node->operands[j];
+            if (operand->array == NULL) {
+                continue;
+            }
+            if (npy_deferred_is(operand->array)
+                        ? npy_deferred_node_of(operand->array)->position != NO_POSITION
+                        : operand->memory->visited == visit) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
+/*
+ * Whether nodes from the `first` on keep much memory alive that those before them do
+ * not: calculated before, they would let it go for the results of these.
+ */
+static int
+holds_more(const npy_deferred_expression *expression, int first, npy_uint64 visit)
+{
+    npy_uint64 visit_held = npy_deferred_new_visit();
+    npy_intp held = 0;
+    for (int i = first; i < expression->nnodes; i++) {
+        const npy_deferred_node *node = expression->nodes[i];
+        for (int j = 0; j < node->nin; j++) {
+            const npy_deferred_operand *operand = &node->operands[j];
+            if (operand->array != NULL && operand->memory->visited != visit) {
+                held += npy_deferred_held_bytes(operand->array, visit_held);
+            }
+        }
+    }
+    return held > NPY_DEFERRED_MIN_HELD_BYTES;
+}
+
+static int
+has_other_size(const npy_deferred_expression *expression, int first, npy_intp size)
+{
+    for (int i = first; i < expression->nnodes; i++) {
+        if (PyArray_SIZE(expression->nodes[i]->array) != size) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_join(npy_deferred_expression *expression, npy_deferred_node *root,
+                  npy_uint64 visit)
+{
+    int first = expression->nnodes, noperands = expression->noperands;
+    if (root->visited == visit) { /* others read it */
+        int fits = noperands + expression->nkept < NPY_DEFERRED_MAX_OPERANDS;
+        expression->nkept += fits;
+        return fits;
+    }
+    int max_operands = NPY_DEFERRED_MAX_OPERANDS - expression->nkept - (first > 0);
+    int fits = add_node(expression, root, visit) == 0 &&
+               add_inputs(expression, first, visit, max_operands) == 0 &&
+               !has_other_size(expression, first, PyArray_SIZE(root->array));
+    for (int i = first; i < expression->nnodes; i++) {
+        expression->nodes[i]->position = NO_POSITION;
+    }
+    if (!fits || (first > 0 && (!shares(expression, first, visit) ||
+                                holds_more(expression, first, visit)))) {
+        for (int i = first; i < expression->nnodes; i++) {
+            expression->nodes[i]->visited = 0;
+        }
+        expression->nnodes = first;
+        expression->noperands = noperands;
+        return 0;
+    }
+    expression->nkept += first > 0;
+    for (int i = first; i < expression->nnodes; i++) {
+        npy_deferred_node *node = expression->nodes[i];
+        node->position = i;
+        for (int j = 0; j < node->nin; j++) {
+            if (node->operands[j].array != NULL) {
+                node->operands[j].memory->visited = visit;
+            }
+        }
+    }
+    return 1;
+}
+
+static int
+collect_together(npy_deferred_node *const roots[], PyArrayObject *const outs[], int n,
+                 npy_deferred_expression *expression)
+{
+    npy_uint64 visit = npy_deferred_new_visit();
+    begin(expression);
+    for (int i = 0; i < n; i++) {
+        if (add_node(expression, roots[i], visit) < 0) {
+            return -1;
+        }
+    }
+    if (add_inputs(expression, 0, visit, NPY_DEFERRED_MAX_OPERANDS - (n - 1)) < 0) {
+        return -1;
+    }
+    put_in_order(expression);
+    for (int i = 0; i < n; i++) {
+        if (roots[i] != expression->nodes[expression->nnodes - 1]) {
+            expression->kept[expression->nkept++] = roots[i];
+            expression->operands[expression->noperands++] = outs[i];
+        }
+    }
+    return 0;
 }
 
 /* The deferred operand with the largest expression, or NULL. */
@@ -252,6 +395,33 @@ npy_deferred_can_fuse_out(npy_deferred_node *root)
 {
     npy_deferred_expression expression;
     return npy_deferred_collect(root, &expression) == 0 && !may_raise(&expression);
+}
+
+static int
+may_report(const npy_deferred_expression *expression)
+{
+    int errmask = 0;
+    for (int i = 0; i < expression->nnodes; i++) {
+        errmask |= expression->nodes[i]->errmask;
+    }
+    return errmask != 0;
+}
+
+/* As may_raise, of nodes that stay what they are; else, or when in doubt, 1. */
+static int
+together_may_raise(npy_deferred_node *const roots[], int n,
+                   const npy_deferred_expression *expression)
+{
+    PyArrayObject *arrays[NPY_DEFERRED_MAX_SWEEP];
+    for (int i = 0; i < n; i++) {
+        arrays[i] = roots[i]->array;
+    }
+    int result = may_raise(expression);
+    npy_deferred_wait(); /* for what other threads have begun meanwhile */
+    for (int i = 0; i < n; i++) {
+        result = result || roots[i]->array != arrays[i];
+    }
+    return result;
 }
 
 static int
@@ -557,6 +727,63 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
         if (!PyErr_Occurred()) {
             PyErr_NoMemory();
         }
+    }
+    return result;
+}
+
+/* Whether some node must be calculated by itself before those of a sweep. */
+static int
+has_inner(const npy_deferred_expression *expression, PyArrayObject *out)
+{
+    for (int i = 0; i < expression->nnodes - 1; i++) {
+        int kept = 0;
+        for (int j = 0; j < expression->nkept; j++) {
+            kept |= expression->kept[j] == expression->nodes[i];
+        }
+        if (!kept && worth_keeping(expression->nodes[i])) {
+            return 1;
+        }
+    }
+    return has_other_size(expression, 0, PyArray_SIZE(out));
+}
+
+NPY_NO_EXPORT int
+npy_deferred_evaluate_together(npy_deferred_node *const roots[],
+                               PyArrayObject *const outs[], int n,
+                               npy_deferred_errors *errors)
+{
+    npy_deferred_expression expression;
+    if (collect_together(roots, outs, n, &expression) < 0) {
+        return 1;
+    }
+    /* To ask may run code. */
+    if (may_report(&expression) &&
+        (together_may_raise(roots, n, &expression) ||
+         collect_together(roots, outs, n, &expression) < 0)) {
+        return 1;
+    }
+    PyArrayObject *out = outs[0];
+    for (int i = 1; i < n; i++) {
+        if (roots[i] == expression.nodes[expression.nnodes - 1]) {
+            out = outs[i];
+        }
+    }
+    npy_deferred_profile_expression(&expression, out);
+    int result = check_operands(&expression);
+    if (result == 0) {
+        result = has_inner(&expression, out);
+    }
+    if (result == 0) {
+        result = evaluate_fused(&expression, out, NPY_DEFERRED_FRESH, NULL, errors);
+    }
+    if (result == NPY_DEFERRED_INTERRUPTED) {
+        result = PyErr_CheckSignals() < 0 ? -1 : 1;
+    }
+    if (result != 0) {
+        npy_deferred_errors_clear(errors);
+    }
+    if (result < 0 && !PyErr_Occurred()) {
+        PyErr_NoMemory();
     }
     return result;
 }

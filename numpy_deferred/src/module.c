@@ -66,8 +66,13 @@ calculate(PyObject *NPY_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         }
     }
     for (Py_ssize_t i = 0; i < nargs; i++) {
-        if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_CALL,
-                                           (PyArrayObject *)args[i]) < 0) {
+        PyArrayObject *const *arrays = (PyArrayObject *const *)args;
+        Py_ssize_t others = PyArray_MIN(nargs - i - 1, NPY_DEFERRED_SWEEP_LOOKS);
+        npy_deferred_because = NPY_DEFERRED_WHY_CALL;
+        int result =
+                npy_deferred_calculate_with(arrays[i], &arrays[i + 1], (int)others);
+        npy_deferred_because = NPY_DEFERRED_WHY_READ;
+        if (result < 0) {
             return NULL;
         }
     }
@@ -276,13 +281,14 @@ static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
-    return Py_BuildValue("{sn sn sn sn sn sn sn sn sn sn sn}", "pending",
+    return Py_BuildValue("{sn sn sn sn sn sn sn sn sn sn sn sn}", "pending",
                          npy_deferred_npending, "held", npy_deferred_total_held_bytes(),
                          "cached", npy_deferred_cached_bytes(), "captured",
                          counters->captured, "exposed", counters->exposed, "calculated",
                          counters->calculated, "fused", counters->fused, "reduced",
-                         counters->reduced, "released", counters->released, "flushed",
-                         counters->flushed, "late", counters->late);
+                         counters->reduced, "together", counters->together, "released",
+                         counters->released, "flushed", counters->flushed, "late",
+                         counters->late);
 }
 
 /* The marks that ndarray.flags shows; a flags object of no array has none. */

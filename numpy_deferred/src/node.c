@@ -285,10 +285,33 @@ npy_deferred_dealloc(PyArrayObject *arr)
     detach(npy_deferred_node_of(arr), NULL, NULL);
 }
 
-/* Calculate the node's array if it still has one; keep the first error. */
+/* The arrays that are next, and may be calculated with one; borrowed. */
+typedef struct {
+    int n, nlooks;
+    PyArrayObject *arrays[NPY_DEFERRED_SWEEP_LOOKS];
+} companions;
+
+/* Pending ones that are looked at, as many are not worth more. */
+#define MAX_LOOKS (4 * NPY_DEFERRED_SWEEP_LOOKS)
+
+/* Returns whether to go on. */
+static int
+add_companion(companions *with, npy_deferred_node *node, npy_deferred_node *other)
+{
+    if (other->array != NULL && npy_deferred_may_sweep(node->array, other->array)) {
+        with->arrays[with->n++] = other->array;
+    }
+    return with->n < NPY_DEFERRED_SWEEP_LOOKS && ++with->nlooks < MAX_LOOKS;
+}
+
+/*
+ * Calculate the node's array if it still has one, and others with it; keep the first
+ * error.
+ */
 static void
-calculate_if_pending(npy_deferred_node *node, npy_deferred_why why,
-                     int (*calculate)(PyArrayObject *), PyObject *error[3])
+calculate_if_pending(npy_deferred_node *node, const companions *with,
+                     npy_deferred_why why, int (*calculate)(PyArrayObject *),
+                     PyObject *error[3])
 {
     PyArrayObject *array = node->array;
     if (array == NULL) {
@@ -296,7 +319,8 @@ calculate_if_pending(npy_deferred_node *node, npy_deferred_why why,
     }
     Py_INCREF(array);
     npy_deferred_because = why;
-    int result = calculate(array);
+    int result = with->n > 0 ? npy_deferred_calculate_with(array, with->arrays, with->n)
+                             : calculate(array);
     npy_deferred_because = NPY_DEFERRED_WHY_READ;
     if (result < 0) {
         if (error[0] == NULL) {
@@ -347,7 +371,10 @@ calculate_pending(const selection *wanted)
     npy_uint64 start = scope == NULL ? 0 : npy_deferred_scope_start(scope);
     /* Nodes that fail stay in the list; go on with those before them. */
     npy_uint64 limit = last_serial;
+    int (*calculate)(PyArrayObject *) =
+            wanted->calculate != NULL ? wanted->calculate : npy_deferred_calculate;
     for (;;) {
+        npy_deferred_wait();
         npy_deferred_node *node = newest;
         while (node != NULL && node->serial > start &&
                (node->serial > limit || !is_selected(node, wanted))) {
@@ -357,11 +384,16 @@ calculate_pending(const selection *wanted)
             return raise_first(error);
         }
         limit = node->serial - 1;
+        companions with = {0, 0};
+        npy_deferred_node *other =
+                calculate == npy_deferred_calculate ? node->older : NULL;
+        for (; other != NULL && other->serial > start; other = other->older) {
+            if (is_selected(other, wanted) && !add_companion(&with, node, other)) {
+                break;
+            }
+        }
         npy_deferred_node_incref(node);
-        calculate_if_pending(
-                node, wanted->why,
-                wanted->calculate != NULL ? wanted->calculate : npy_deferred_calculate,
-                error);
+        calculate_if_pending(node, &with, wanted->why, calculate, error);
         npy_deferred_node_decref(node);
     }
 }
@@ -560,8 +592,16 @@ npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObje
     }
     qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
     for (npy_intp i = 0; i < dependents.n; i++) {
-        calculate_if_pending(dependents.nodes[i], NPY_DEFERRED_WHY_WRITE, calculate,
-                             error);
+        npy_deferred_node *node = dependents.nodes[i];
+        companions with = {0, 0};
+        npy_deferred_wait();
+        /* Others want one after the other. */
+        npy_intp j = calculate == npy_deferred_calculate ? i + 1 : dependents.n;
+        while (node->array != NULL && j < dependents.n &&
+               add_companion(&with, node, dependents.nodes[j])) {
+            j++;
+        }
+        calculate_if_pending(node, &with, NPY_DEFERRED_WHY_WRITE, calculate, error);
     }
     result = raise_first(error);
 

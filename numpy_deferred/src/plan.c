@@ -131,19 +131,18 @@ value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stri
 }
 
 /*
- * Where the result of a node goes: into `out` if it is the last one and `out`
- * is what its loop would write to in eager NumPy.  Returns -1 when neither
- * that nor a slot will do; any stride as in value_as.
+ * Where the result of a node goes: into `target`, the result or what is kept, -1: of
+ * another node, if that is what its loop would write to in eager NumPy.  Returns -1
+ * when neither that nor a slot will do; any stride as in value_as.
  */
 static int
-result_value(npy_deferred_plan *plan, npy_deferred_node *node, int is_root,
+result_value(npy_deferred_plan *plan, npy_deferred_node *node, int target,
              npy_intp stride, int *any_stride)
 {
     PyArray_Descr *descr = node->descrs[node->nin];
-    npy_deferred_value *out = &plan->values[plan->out];
-    int is_out = is_root && has_type(out, descr);
-    if (is_out && out->stride == stride) {
-        return plan->out;
+    int fits = target >= 0 && has_type(&plan->values[target], descr);
+    if (fits && plan->values[target].stride == stride) {
+        return target;
     }
     if (stride == descr->elsize) {
         return add_slot(plan, descr);
@@ -152,7 +151,23 @@ result_value(npy_deferred_plan *plan, npy_deferred_node *node, int is_root,
         return -1;
     }
     *any_stride = -1;
-    return is_out ? plan->out : add_slot(plan, descr);
+    return fits ? target : add_slot(plan, descr);
+}
+
+/* The value that a node is to have: the result or what is kept, or -1. */
+static int
+target_value(const npy_deferred_plan *plan, const npy_deferred_expression *expression,
+             int position)
+{
+    if (position == expression->nnodes - 1) {
+        return plan->out;
+    }
+    for (int i = 0; i < expression->nkept; i++) {
+        if (expression->kept[i]->position == position) {
+            return npy_deferred_nread(expression) + i;
+        }
+    }
+    return -1;
 }
 
 /*
@@ -305,6 +320,7 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
         npy_deferred_runs runs;
         int is_root = i == nnodes - 1;
+        int goes_to = target_value(plan, walk->expression, i);
         find_arguments(plan, walk, node, results, args);
         if (wanted_strides(plan, walk, node, is_root, target, args, strides, &runs) <
             0) {
@@ -330,8 +346,8 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                 plan->steps[step].leads = !copied;
             }
         }
-        results[i] = result_value(plan, node, is_root, strides[node->nin], &any_stride);
-        if (results[i] < 0) {
+        results[i] = result_value(plan, node, goes_to, strides[node->nin], &any_stride);
+        if (results[i] < 0 || (!is_root && goes_to >= 0 && results[i] != goes_to)) {
             return 1;
         }
         args[node->nin] = results[i];
@@ -413,8 +429,9 @@ assign_slots(npy_deferred_plan *plan)
 }
 
 /*
- * Of a program, which has two steps or more, or a plan of its own: it has three times
- * as many instructions as steps and three, and twice as many arguments and two.
+ * Of a program: it has an instruction and perhaps a load for each of its steps' inputs,
+ * and one more for each step that keeps its result, and as many arguments.  There are
+ * steps for the casts of all inputs, which programs are seldom made of.
  */
 #define CODE_PER_STEP 5
 #define ARGS_PER_STEP 3
@@ -461,8 +478,10 @@ npy_deferred_plan_new(const npy_deferred_walk *walk, npy_deferred_target target,
     }
     for (int i = 0; i < expression->noperands; i++) {
         PyArrayObject *array = expression->operands[i];
-        int value = add_value(plan, NPY_DEFERRED_VALUE_OPERAND, PyArray_DESCR(array),
-                              walk->strides[i]);
+        npy_deferred_value_kind kind = i < npy_deferred_nread(expression)
+                                               ? NPY_DEFERRED_VALUE_OPERAND
+                                               : NPY_DEFERRED_VALUE_KEPT;
+        int value = add_value(plan, kind, PyArray_DESCR(array), walk->strides[i]);
         plan->values[value].operand = i;
         plan->values[value].aligned = PyArray_ISALIGNED(array) != 0;
     }

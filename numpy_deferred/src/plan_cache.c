@@ -112,7 +112,8 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
 {
     const npy_deferred_expression *expression = walk->expression;
     int noperands = expression->noperands, nnodes = expression->nnodes;
-    int bound = WORDS_HEAD + WORDS_OPERAND * noperands + WORDS_NODE * nnodes;
+    int bound = WORDS_HEAD + WORDS_OPERAND * noperands + WORDS_NODE * nnodes +
+                expression->nkept;
     if (walk->iter != NULL) {
         bound += (1 + noperands + nnodes) * WORDS_LAYOUT(PyArray_NDIM(walk->out));
     }
@@ -126,7 +127,8 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
         }
     }
     d->nwords = 0;
-    add_word(d, (uintptr_t)noperands << 16 | nnodes);
+    add_word(d,
+             (uintptr_t)expression->nkept << 32 | (uintptr_t)noperands << 16 | nnodes);
     add_word(d, (uintptr_t)PyArray_SIZE(walk->out));
     add_word(d, (uintptr_t)PyArray_NDIM(walk->out));
     add_word(d, (uintptr_t)npy_deferred_buffer_size());
@@ -136,6 +138,9 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
     }
     for (int i = 0; i < nnodes; i++) {
         add_node(d, expression, expression->nodes[i]);
+    }
+    for (int i = 0; i < expression->nkept; i++) {
+        add_word(d, (uintptr_t)expression->kept[i]->position);
     }
     if (walk->iter == NULL) {
         return 1;

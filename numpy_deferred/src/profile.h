@@ -124,6 +124,16 @@ npy_deferred_profile_end(npy_deferred_profiled *profiled, int result)
     }
 }
 
+/* It came to nothing, and is done in another way, for the same reason. */
+static inline void
+npy_deferred_profile_cancel(npy_deferred_profiled *profiled)
+{
+    if (NPY_UNLIKELY(profiled->active)) {
+        Py_CLEAR(profiled->described);
+        npy_deferred_because = profiled->why;
+    }
+}
+
 /* What is about to be evaluated together, into `out`. */
 static inline void
 npy_deferred_profile_expression(const npy_deferred_expression *expression,

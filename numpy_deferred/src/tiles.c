@@ -348,8 +348,10 @@ without_copy(const npy_deferred_plan *plan, int value)
         return value;
     }
     const npy_deferred_value *source = &plan->values[copy->source];
-    if (source->kind != NPY_DEFERRED_VALUE_OPERAND || !source->aligned ||
-        source->stride == NPY_MAX_INTP || !PyArray_ISNBO(source->descr->byteorder)) {
+    if ((source->kind != NPY_DEFERRED_VALUE_OPERAND &&
+         source->kind != NPY_DEFERRED_VALUE_KEPT) ||
+        !source->aligned || source->stride == NPY_MAX_INTP ||
+        !PyArray_ISNBO(source->descr->byteorder)) {
         return value;
     }
     if (is_same_type(source, copy)) {
@@ -519,9 +521,17 @@ typedef struct {
  * rows, which share cache lines.
  */
 static int
-is_streamed(const npy_deferred_walk *walk)
+is_streamed(const npy_deferred_plan *plan, const npy_deferred_walk *walk, int value)
 {
-    return !walk->overlaps && !walk->rows && PyArray_NBYTES(walk->out) >= STREAM_BYTES;
+    const npy_deferred_value *result = &plan->values[value];
+    if (result->kind != NPY_DEFERRED_VALUE_OUT &&
+        result->kind != NPY_DEFERRED_VALUE_KEPT) {
+        return 0;
+    }
+    /* Nor what is read again at once, but by a step that has it in a register. */
+    int is_read = result->nreaders > (plan->steps[result->writer].joins >= 0);
+    return !is_read && !walk->overlaps && !walk->rows &&
+           PyArray_SIZE(walk->out) >= STREAM_BYTES / result->descr->elsize;
 }
 
 static int
@@ -616,14 +626,17 @@ banks_of(const npy_deferred_plan *plan, int index)
     return banks;
 }
 
-/* How many values a step reads from memory, with those that have joined it, at most. */
+/* How many values a step reads from memory, and others keep there, with those that
+ * have joined it, at most. */
 static int
 reads_of(const npy_deferred_plan *plan, int index)
 {
     int reads = 0;
     for (int i = 0; i < plan->steps[index].nargs - 1; i++) {
         int writer = joined(plan, index, i);
-        reads += writer >= 0 ? plan->steps[writer].nreads : 1;
+        int is_kept = plan->values[plan->steps[index].args[i]].kind ==
+                      NPY_DEFERRED_VALUE_KEPT;
+        reads += writer >= 0 ? plan->steps[writer].nreads + is_kept : 1;
     }
     return reads;
 }
@@ -755,10 +768,19 @@ put_step(writing *w, pending_part at, pending_part before[3])
     return 2;
 }
 
+static void
+put_store(writing *w, const npy_deferred_walk *walk, int value, int bank)
+{
+    int operation = is_truth(&w->plan->values[value])   ? NPY_DEFERRED_TILE_STORE_TRUTH
+                    : is_streamed(w->plan, walk, value) ? NPY_DEFERRED_TILE_STREAM
+                                                        : NPY_DEFERRED_TILE_STORE;
+    put(w, operation, bank, argument(w, value, NPY_DEFERRED_TILE_WRITTEN));
+}
+
 /* The program of a step and those that joined it. */
 static void
-write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int streams,
-              int *ncode, int *nargs)
+write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root,
+              const npy_deferred_walk *walk, int *ncode, int *nargs)
 {
     const npy_deferred_step *step = &plan->steps[root];
     pending_part pending[2 * NPY_DEFERRED_TILE_MAX_ARGS];
@@ -766,23 +788,22 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root, int st
     /* Operations, loads of what these do not read themselves, the store, the end. */
     int end = *ncode + step->njoined + step->nreads + 2;
     writing w = {plan, unit, end};
-    int result = step->args[step->nargs - 1];
-    int store = is_truth(&plan->values[result])  ? NPY_DEFERRED_TILE_STORE_TRUTH
-                : streams && result == plan->out ? NPY_DEFERRED_TILE_STREAM
-                                                 : NPY_DEFERRED_TILE_STORE;
     unit->args = *nargs;
     unit->type = step->tile_type;
     put(&w, NPY_DEFERRED_TILE_END, 0, 0);
-    put(&w, store, 0, argument(&w, result, NPY_DEFERRED_TILE_WRITTEN));
     pending[0] = (pending_part){root, 0, 0};
     while (npending > 0) {
         pending_part at = pending[--npending];
         if (at.step < 0) {
             put_load(&w, at);
+            continue;
         }
-        else {
-            npending += put_step(&w, at, &pending[npending]);
+        const npy_deferred_step *its = &plan->steps[at.step];
+        int result = its->args[its->nargs - 1];
+        if (at.step == root || plan->values[result].kind == NPY_DEFERRED_VALUE_KEPT) {
+            put_store(&w, walk, result, at.bank);
         }
+        npending += put_step(&w, at, &pending[npending]);
     }
     unit->code = w.position;
     *ncode = end;
@@ -825,7 +846,7 @@ is_idle(const npy_deferred_plan *plan, int index)
 NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
-    int ncode = 0, nargs = 0, streams = is_streamed(walk);
+    int ncode = 0, nargs = 0;
     for (int i = 0; i < plan->nsteps; i++) {
         classify(plan, &plan->steps[i]);
         if (plan->steps[i].tile_type != NPY_DEFERRED_TILE_NONE) {
@@ -842,11 +863,14 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
         memset(unit, 0, sizeof(*unit));
         unit->type = NPY_DEFERRED_TILE_NONE;
         unit->step = i;
-        /* A single operation needs a program where its values are not stored. */
+        /* A single operation needs a program where its values are not stored, or are
+         * not the only ones. */
         if (step->njoined > 1 ||
-            (plan->nsteps == 1 && step->tile_type != NPY_DEFERRED_TILE_NONE &&
-             !step->takes_masks)) {
-            write_program(plan, unit, i, streams, &ncode, &nargs);
+            (step->tile_type != NPY_DEFERRED_TILE_NONE && !step->takes_masks &&
+             (plan->nsteps == 1 ||
+              (walk->expression->nkept > 0 &&
+               is_streamed(plan, walk, step->args[step->nargs - 1]))))) {
+            write_program(plan, unit, i, walk, &ncode, &nargs);
         }
         else {
             unit->reads_status = !keeps_status(step);

@@ -327,15 +327,14 @@ new_iterator(const npy_deferred_walk *walk, npy_deferred_target target,
     if (target != NPY_DEFERRED_FRESH) {
         flags |= NPY_ITER_COPY_IF_OVERLAP;
     }
-    for (int i = 0; i < noperands; i++) {
-        op[i] = expression->operands[i];
-        op_flags[i] = NPY_ITER_READONLY | NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
+    for (int i = 0; i <= noperands; i++) {
+        op[i] = i < noperands ? expression->operands[i] : walk->out;
+        op_flags[i] = NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE |
+                      (i < npy_deferred_nread(expression)
+                               ? NPY_ITER_READONLY
+                               : NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST);
         dtypes[i] = PyArray_DESCR(op[i]);
     }
-    op[noperands] = walk->out;
-    op_flags[noperands] = NPY_ITER_WRITEONLY | NPY_ITER_NO_BROADCAST |
-                          NPY_ITER_OVERLAP_ASSUME_ELEMENTWISE;
-    dtypes[noperands] = PyArray_DESCR(walk->out);
     return NpyIter_AdvancedNew(noperands + 1, op, flags | NPY_ITER_EXTERNAL_LOOP,
                                order_of(walk), NPY_NO_CASTING, op_flags, dtypes, -1,
                                NULL, NULL, npy_deferred_buffer_size());

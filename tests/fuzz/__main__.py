@@ -17,7 +17,7 @@ from fuzz import runtime, shrink
 from fuzz.grammar import NAMES, Generator, generate, render
 
 BATCH = 50
-COUNTERS = ("captured", "calculated", "fused", "reduced", "flushed")
+COUNTERS = ("captured", "calculated", "together", "fused", "reduced", "flushed")
 
 
 def program(seed, index, large):

@@ -542,14 +542,12 @@ class Generator:
         return [f"{name}.flags.writeable = {self.choose([True, False, True])}"]
 
     def calculate(self):
-        return [
-            self.choose(
-                [
-                    "np.deferred.calculate_all()",
-                    f"np.deferred.calculate({self.array()})",
-                ]
-            )
-        ]
+        """All, one, or several, which may come out of one sweep."""
+        if self.chance(0.3):
+            return ["np.deferred.calculate_all()"]
+        n = self.choose([1, 2, 3, 4, 9])
+        names = ", ".join(self.array() for _ in range(n))
+        return [f"np.deferred.calculate({names})"]
 
     def state(self):
         return [
@@ -677,7 +675,7 @@ class Generator:
     STATEMENTS = (
         *[(calculation, 30), (view, 12), (item, 5), (in_place, 9), (assignment, 12)],
         *[(ufunc_out, 5), (method, 6), (write, 10), (copying, 6), (byte_view, 2)],
-        *[(read, 5), (read_expression, 2), (delete, 5), (toggle, 2), (calculate, 1)],
+        *[(read, 5), (read_expression, 2), (delete, 5), (toggle, 2), (calculate, 3)],
         *[(state, 1), (function, 2), (chain, 1), (two_results, 1), (new_array, 5)],
         *[(where, 3)],
         *[(table_write, 2), (table_read, 2), (take_handle, 1), (use_handle, 1)],
