@@ -185,6 +185,19 @@ def test_many_are_split(quiet):
             assert x.tobytes() == (a * i + 1).tobytes()
 
 
+def test_among_many_that_have_nothing_in_common(quiet):
+    """They are looked for now and then."""
+    a, *others = operands(401, 100)
+    apart = [x + 1 for x in others[:200]]
+    together = [a * i for i in range(200)]
+    assert swept(np.deferred.calculate_all) == 200
+    apart = [x + 1 for x in others[:200]]
+    together = [a * i for i in range(200)]
+    apart += [x + 1 for x in others[200:]]
+    assert 100 < swept(np.deferred.calculate_all) <= 200
+    assert not any(x.flags.deferred for x in apart + together)
+
+
 def test_operands_and_operations_have_bounds(quiet):
     """What is read and what is written, all together."""
     arrays = operands(30, 100)

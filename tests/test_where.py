@@ -468,3 +468,13 @@ def test_in_several_threads_at_once():
 def test_it_is_no_public_ufunc():
     assert not isinstance(np.where, np.ufunc)
     assert not isinstance(np._core._multiarray_umath.where, np.ufunc)
+
+
+@pytest.mark.parametrize("char", "bBhHiIlLfd")
+def test_conditions_that_are_numbers(char):
+    """True unless they are 0, whatever the bytes of them are."""
+    a, b = values("d", 1000, 1), values("d", 1000, 2)
+    condition = (np.arange(1000) % 3 * 256).astype(char)
+    with np.errstate(all="ignore"):
+        assert_same(lambda: np.where(condition, a * b, b))
+        assert_same(lambda: np.where(condition, a + b, a - b))

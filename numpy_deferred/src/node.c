@@ -285,14 +285,39 @@ npy_deferred_dealloc(PyArrayObject *arr)
     detach(npy_deferred_node_of(arr), NULL, NULL);
 }
 
-/* The arrays that are next, and may be calculated with one; borrowed. */
+/*
+ * The arrays that are next, and may be calculated with one; borrowed.  Where nothing
+ * comes of looking for them, the next so many are not looked for: looking takes as long
+ * as to calculate a few elements, and there may be thousands that have nothing to do
+ * with each other.
+ */
 typedef struct {
     int n, nlooks;
     PyArrayObject *arrays[NPY_DEFERRED_SWEEP_LOOKS];
+    int waits, left;
+    npy_intp together;
 } companions;
+#define MAX_WAITS 31
 
 /* Pending ones that are looked at, as many are not worth more. */
 #define MAX_LOOKS (4 * NPY_DEFERRED_SWEEP_LOOKS)
+
+/* Returns whether to look for companions of the next node. */
+static int
+begin_companions(companions *with)
+{
+    int found = with->together != npy_deferred_stats.together;
+    int looked = with->nlooks > 0;
+    with->together = npy_deferred_stats.together;
+    with->n = with->nlooks = 0;
+    if (found) {
+        with->waits = with->left = 0;
+    }
+    else if (looked) {
+        with->left = with->waits = PyArray_MIN(2 * with->waits + 1, MAX_WAITS);
+    }
+    return with->left == 0 || with->left-- == 0;
+}
 
 /* Returns whether to go on. */
 static int
@@ -373,6 +398,7 @@ calculate_pending(const selection *wanted)
     npy_uint64 limit = last_serial;
     int (*calculate)(PyArrayObject *) =
             wanted->calculate != NULL ? wanted->calculate : npy_deferred_calculate;
+    companions with = {.together = npy_deferred_stats.together};
     for (;;) {
         npy_deferred_wait();
         npy_deferred_node *node = newest;
@@ -384,9 +410,8 @@ calculate_pending(const selection *wanted)
             return raise_first(error);
         }
         limit = node->serial - 1;
-        companions with = {0, 0};
-        npy_deferred_node *other =
-                calculate == npy_deferred_calculate ? node->older : NULL;
+        int looks = begin_companions(&with) && calculate == npy_deferred_calculate;
+        npy_deferred_node *other = looks ? node->older : NULL;
         for (; other != NULL && other->serial > start; other = other->older) {
             if (is_selected(other, wanted) && !add_companion(&with, node, other)) {
                 break;
@@ -591,12 +616,13 @@ npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObje
         }
     }
     qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
+    companions with = {.together = npy_deferred_stats.together};
     for (npy_intp i = 0; i < dependents.n; i++) {
         npy_deferred_node *node = dependents.nodes[i];
-        companions with = {0, 0};
         npy_deferred_wait();
         /* Others want one after the other. */
-        npy_intp j = calculate == npy_deferred_calculate ? i + 1 : dependents.n;
+        int looks = begin_companions(&with) && calculate == npy_deferred_calculate;
+        npy_intp j = looks ? i + 1 : dependents.n;
         while (node->array != NULL && j < dependents.n &&
                add_companion(&with, node, dependents.nodes[j])) {
             j++;

@@ -293,6 +293,9 @@ converting_load(npy_deferred_tile_type type, const PyArray_Descr *from)
 {
     const int to_double = type == NPY_DEFERRED_TILE_DOUBLE;
     const int to_long = to_double || type == NPY_DEFERRED_TILE_INT64;
+    if (type == NPY_DEFERRED_TILE_NONE) {
+        return -1; /* truth values, of which the machine knows no others */
+    }
     if (from->type_num == NPY_FLOAT) {
         return to_double ? NPY_DEFERRED_TILE_LOAD_FLOAT : -1;
     }
