@@ -21,6 +21,7 @@ LENGTHS = [1, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 136, 255, 257]
 LENGTHS += [511, 512, 513, 519, 520, 1000, 1023, 1024, 1025, 1031, 2047, 2049]
 LENGTHS += [4097, 8191, 8193, 20_003, 70_001]
 SHAPES = [(3, 5), (7, 100), (100, 7), (65, 130), (2, 1025), (1025, 2), (33, 7, 70)]
+SHAPES += [(5, 700), (3, 2500)]
 FLOAT_UFUNCS = [np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin]
 INTEGER_UFUNCS = [np.add, np.multiply, np.maximum, np.minimum, np.bitwise_xor]
 
