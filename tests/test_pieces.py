@@ -21,6 +21,7 @@ LENGTHS = [1, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 128, 129, 136, 255, 257]
 LENGTHS += [511, 512, 513, 519, 520, 1000, 1023, 1024, 1025, 1031, 2047, 2049]
 LENGTHS += [4097, 8191, 8193, 20_003, 70_001]
 SHAPES = [(3, 5), (7, 100), (100, 7), (65, 130), (2, 1025), (1025, 2), (33, 7, 70)]
+SHAPES += [(5, 700), (3, 2500)]
 FLOAT_UFUNCS = [np.add, np.multiply, np.maximum, np.minimum, np.fmax, np.fmin]
 INTEGER_UFUNCS = [np.add, np.multiply, np.maximum, np.minimum, np.bitwise_xor]
 
@@ -117,13 +118,14 @@ def test_special_elements(ufunc, function, value):
     """At the start, in the middle, at the end; together with others of their kind."""
     with comparison() as compared, np.errstate(all="ignore"):
         for char in "df":
-            for n in (3, 65, 1000, 9001, 40_003):
+            for n in (3, 65, 1000, 4096, 9001, 40_003):
                 for scale in (1, 0, -1):
-                    x = np.abs(ordinary(char, (n,), 1)) * scale
+                    usual = np.abs(ordinary(char, (n,), 1)) * scale
                     y = np.zeros(n, char)
+                    y[n // 3] = -value
                     for at in ([0], [n - 1], [n // 2], [0, n - 1], range(n)):
+                        x = usual.copy()
                         x[at] = value
-                        y[n // 3] = -value
                         name = f"{char}, {n}, {scale}, {at}"
                         compared.same(name, reduced, ufunc, function, x, y)
                         grid = x[: n // 3 * 3].reshape(-1, 3)
@@ -142,6 +144,25 @@ def test_nans_are_left_out(rng):
         assert_same(lambda: np.fmax.reduce(np.abs(x - 1)))
         assert_same(lambda: np.fmin.reduce(np.abs(x - 1)))
     assert counters.reduced == 2
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("ufunc", [np.maximum, np.minimum, np.fmax, np.fmin])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_one_special_element_amid(ufunc, char, threads, num_threads):
+    """Zeros of both signs or a NaN, in whole tiles only, and not where these begin."""
+    num_threads(threads)
+    sign = -1 if ufunc in (np.maximum, np.fmax) else 1
+    with comparison() as compared, np.errstate(all="ignore"):
+        for n in (4096, 16384, 131_072, 200_000):
+            usual = sign * (1 + np.abs(ordinary(char, (n,), 1)))
+            for first, second in ((0.0, -0.0), (-0.0, 0.0), (0.0, 0.0), (np.nan, 0.0)):
+                for i, j in ((5, 70), (70, 5), (n // 2, n - 9), (n - 9, n // 2)):
+                    x = usual.copy()
+                    x[i], x[j] = first, second
+                    name = f"{n}, {first} at {i}, {second} at {j}"
+                    compared.same(name, lambda x=x: ufunc.reduce(x * 2))
+                    compared.same(f"{name} -", lambda x=x: ufunc.reduce(-x))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

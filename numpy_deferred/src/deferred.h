@@ -744,6 +744,7 @@ typedef struct {
     npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
     char *data[NPY_DEFERRED_TILE_MAX_ARGS];
     int operands[NPY_DEFERRED_TILE_MAX_ARGS]; /* of the walk, or -1 */
+    char *begins[NPY_DEFERRED_TILE_MAX_ARGS]; /* of these, where they begin */
     int out;                                  /* the argument that is written */
     int wanted; /* NPY_FPE_* that some error state wants to know of */
     npy_deferred_rows rows;

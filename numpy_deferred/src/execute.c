@@ -987,7 +987,7 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     lone->walk = state->walk;
     lone->machine = unit->machine;
     lone->wanted = state->wanted;
-    lone->row = -2; /* nowhere */
+    lone->row = state->walk->rows ? -2 : 0; /* nowhere, or the only one */
     lone->program = (npy_deferred_tile_program){
             .nargs = unit->nargs,
             .code = &plan->tile_code[unit->code],
@@ -1000,6 +1000,10 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
         lone->data[i] = value->data;
         lone->operands[i] =
                 value->kind == NPY_DEFERRED_VALUE_OPERAND ? value->operand : -1;
+        if (lone->operands[i] >= 0) {
+            lone->begins[i] =
+                    PyArray_BYTES(state->walk->expression->operands[value->operand]);
+        }
         if (value->kind == NPY_DEFERRED_VALUE_OUT) {
             lone->out = i;
         }
@@ -1010,26 +1014,35 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     return 1;
 }
 
+static void
+find_row(npy_deferred_lone_program *lone, npy_intp row)
+{
+    if (row == lone->row + 1) {
+        npy_deferred_rows_next(&lone->rows);
+    }
+    else {
+        npy_deferred_rows_begin(&lone->rows, lone->walk, row);
+    }
+    lone->row = row;
+    for (int i = 0; i < lone->program.nargs; i++) {
+        if (lone->operands[i] >= 0) {
+            lone->begins[i] = lone->rows.data[lone->operands[i]];
+        }
+    }
+}
+
 NPY_NO_EXPORT npy_intp
 npy_deferred_program_seek(npy_deferred_lone_program *lone, npy_intp start)
 {
     const npy_deferred_walk *walk = lone->walk;
     npy_intp length = walk->runs.length, row = walk->rows ? start / length : 0;
     npy_intp skipped = start - row * length;
-    if (walk->rows && row == lone->row + 1) {
-        npy_deferred_rows_next(&lone->rows);
+    if (row != lone->row) {
+        find_row(lone, row);
     }
-    else if (walk->rows && row != lone->row) {
-        npy_deferred_rows_begin(&lone->rows, walk, row);
-    }
-    lone->row = row;
     for (int i = 0; i < lone->program.nargs; i++) {
-        int operand = lone->operands[i];
-        if (operand >= 0) {
-            char *begin = walk->rows
-                                  ? lone->rows.data[operand]
-                                  : PyArray_BYTES(walk->expression->operands[operand]);
-            lone->data[i] = begin + skipped * lone->strides[i];
+        if (lone->operands[i] >= 0) {
+            lone->data[i] = lone->begins[i] + skipped * lone->strides[i];
         }
     }
     return length - skipped;

@@ -73,12 +73,13 @@ npy_deferred_provide_some(npy_deferred_pieces *pieces, npy_intp position, npy_in
 NPY_NO_EXPORT int
 npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction);
 /*
- * Fold `n` elements into `folded`, from `position` on; `n` is a multiple of
- * TILE_LENGTH.  Returns as provide, or NANS: there are some.
+ * Fold `n` elements into `folded`, from `position` on, or join them with others; `n` is
+ * a multiple of TILE_LENGTH.  Returns as provide, or NANS: there are some.
  */
 #define NPY_DEFERRED_NANS 5
 NPY_NO_EXPORT int
-npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n);
+npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
+                  char *into);
 /* Read the status, and clear it: at the end, and whenever there is time. */
 NPY_NO_EXPORT int
 npy_deferred_pieces_settle(npy_deferred_pieces *pieces);

@@ -17,6 +17,9 @@
  * A loop adds such a part to -0.0, which adds nothing, and then the parts to each
  * other.
  *
+ * Where order does not matter, and where a run goes into its own elements, the last
+ * instruction of a tile program may reduce as well (tiles.h); no piece is stored then.
+ *
  * When something was raised, and it may have been by the expression or by the
  * reduction, all is done again in a way that tells.
  *
@@ -245,6 +248,21 @@ read_axes(reduction *r, NpyIter *iter)
     return stride == PyArray_NBYTES(r->operand);
 }
 
+/* The result of all elements of one axis.  Returns as new_result. */
+static int
+new_scalar(reduction *r)
+{
+    PyArray_Descr *descr = r->context->descriptors[0];
+    r->naxes = 1;
+    r->shape[0] = PyArray_SIZE(r->operand);
+    r->steps[0] = 1;
+    r->strides[0] = 0;
+    Py_INCREF(descr);
+    Py_XSETREF(r->result, (PyArrayObject *)PyArray_NewFromDescr(
+                                  &PyArray_Type, descr, 0, NULL, NULL, NULL, 0, NULL));
+    return r->result == NULL ? -1 : 0;
+}
+
 /*
  * Have the iterator make the result, as PyUFunc_ReduceWrapper has it.  Returns 0; 1
  * when its way is not the one described above; -1 with an exception set.
@@ -252,6 +270,10 @@ read_axes(reduction *r, NpyIter *iter)
 static int
 new_result(reduction *r, PyArrayObject *stand_in)
 {
+    if (PyArray_NDIM(stand_in) == 1 && r->axis_flags[0] && !r->keepdims &&
+        PyArray_STRIDES(stand_in)[0] == PyArray_ITEMSIZE(stand_in)) {
+        return new_scalar(r); /* the iterator takes as long as 2,000 elements */
+    }
     int result_axes[NPY_MAXDIMS];
     int *op_axes[2] = {result_axes, NULL};
     PyArrayObject *op[2] = {NULL, stand_in};
@@ -489,7 +511,8 @@ add_up(worker *w, char *sum, char *data, npy_intp n)
 {
     if (w->r->reducer.add_up != NULL) {
         w->r->reducer.add_up(data, n, sum);
-        return has_nan(w->r, sum, 1);
+        return element_size(w) == sizeof(npy_double) ? npy_isnan(*(npy_double *)sum)
+                                                     : npy_isnan(*(npy_float *)sum);
     }
     set_minus_zero(w->r, sum);
     return run_into_one(w, sum, data, n);
@@ -552,12 +575,15 @@ folds(const worker *w, npy_intp n)
 static void
 begin_fold(const worker *w, const char *into)
 {
-    npy_intp size = element_size(w);
-    for (npy_intp i = 0; i < NPY_DEFERRED_TILE_BYTES; i += size) {
-        memcpy(w->pieces.folded + i, into, size);
-    }
+    char *folded = w->pieces.folded;
     if (w->r->what == NPY_DEFERRED_TILE_SUM) {
-        memset(w->pieces.folded, 0, NPY_DEFERRED_TILE_BYTES);
+        memset(folded, 0, NPY_DEFERRED_TILE_BYTES);
+        return;
+    }
+    npy_intp filled = element_size(w);
+    memcpy(folded, into, filled);
+    for (; filled < NPY_DEFERRED_TILE_BYTES; filled *= 2) {
+        memcpy(folded + filled, folded, filled);
     }
 }
 
@@ -576,7 +602,7 @@ fold(worker *w, npy_intp *position, npy_intp end, char *into)
         npy_intp n = PyArray_MIN(end - *position, MOST_FOLDED);
         n -= n % NPY_DEFERRED_TILE_LENGTH;
         begin_fold(w, into);
-        int result = npy_deferred_fold(&w->pieces, *position, n);
+        int result = npy_deferred_fold(&w->pieces, *position, n, w->pieces.folded);
         if (result != 0) {
             return result == NPY_DEFERRED_NANS ? 0 : result;
         }
@@ -688,12 +714,23 @@ combine(worker *w, char *into, npy_intp stride, char *data, npy_intp n)
                                                 : run_loop(w, into, stride, data, n);
 }
 
+/* Elements of a run that the program adds itself at least. */
+#define LEAST_JOINED 512
+
 /* A run goes into as many elements. */
 static int
 combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
 {
-    npy_intp stride = w->r->strides[0];
+    npy_intp stride = w->r->strides[0], until = w->pieces.until;
     int result = 0;
+    if (!first && w->pieces.folding != NULL && n >= LEAST_JOINED) {
+        npy_intp joined = n - n % NPY_DEFERRED_TILE_LENGTH;
+        result = npy_deferred_fold(&w->pieces, position, joined, into);
+        into += joined * stride;
+        position += joined;
+        n -= joined;
+        w->pieces.until = position + n; /* what is after it is not for pieces */
+    }
     while (n > 0 && result == 0) {
         char *data;
         npy_intp some = n;
@@ -710,6 +747,7 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
         position += some;
         n -= some;
     }
+    w->pieces.until = until;
     return result;
 }
 
@@ -959,6 +997,15 @@ divide(job *j)
     return 0;
 }
 
+/* By which programs reduce themselves, or -1. */
+static int
+fold_instruction(const reduction *r)
+{
+    return r->strides[0] == 0                                    ? r->reducer.fold
+           : r->strides[0] == r->context->descriptors[0]->elsize ? r->reducer.joining
+                                                                 : -1;
+}
+
 /* Returns as npy_deferred_execute. */
 static int
 run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluators)
@@ -979,8 +1026,9 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
                 j->r->is_cast, j->as_program);
         w->pieces.wanted = j->r->wanted;
         ready++;
-        if (result == 0 && j->r->reducer.fold >= 0) {
-            result = npy_deferred_fold_init(&w->pieces, j->r->reducer.fold);
+        int instruction = fold_instruction(j->r);
+        if (result == 0 && instruction >= 0) {
+            result = npy_deferred_fold_init(&w->pieces, instruction);
         }
     }
     if (result == 0) {

@@ -21,6 +21,23 @@
 #include "npy_cpu_dispatch.h"
 #include "number.h"
 
+static npy_deferred_tile_type
+type_of(const PyArray_Descr *descr)
+{
+    if (descr->type_num == NPY_DOUBLE) {
+        return NPY_DEFERRED_TILE_DOUBLE;
+    }
+    if (descr->type_num == NPY_FLOAT) {
+        return NPY_DEFERRED_TILE_FLOAT;
+    }
+    if (!PyTypeNum_ISINTEGER(descr->type_num)) {
+        return NPY_DEFERRED_TILE_NONE;
+    }
+    return descr->elsize == 8   ? NPY_DEFERRED_TILE_INT64
+           : descr->elsize == 4 ? NPY_DEFERRED_TILE_INT32
+                                : NPY_DEFERRED_TILE_NONE;
+}
+
 #if NPY_DEFERRED_HAVE_TILES
 
 #    include "tiles.dispatch.h"
@@ -86,7 +103,10 @@ NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL, fold_for(descr, what)};
+    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL, fold_for(descr, what), -1};
+    if (what == NPY_DEFERRED_TILE_SUM && type_of(descr) != NPY_DEFERRED_TILE_NONE) {
+        reducer.joining = NPY_DEFERRED_TILE_JOIN_SUM;
+    }
     int wide = descr->type_num == NPY_DOUBLE;
     if (!wide && descr->type_num != NPY_FLOAT) {
         return reducer;
@@ -124,7 +144,7 @@ NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    return (npy_deferred_tile_reducer){NULL, NULL, NULL, -1};
+    return (npy_deferred_tile_reducer){NULL, NULL, NULL, -1, -1};
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
@@ -134,23 +154,6 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
 }
 
 #endif
-
-static npy_deferred_tile_type
-type_of(PyArray_Descr *descr)
-{
-    if (descr->type_num == NPY_DOUBLE) {
-        return NPY_DEFERRED_TILE_DOUBLE;
-    }
-    if (descr->type_num == NPY_FLOAT) {
-        return NPY_DEFERRED_TILE_FLOAT;
-    }
-    if (!PyTypeNum_ISINTEGER(descr->type_num)) {
-        return NPY_DEFERRED_TILE_NONE;
-    }
-    return descr->elsize == 8   ? NPY_DEFERRED_TILE_INT64
-           : descr->elsize == 4 ? NPY_DEFERRED_TILE_INT32
-                                : NPY_DEFERRED_TILE_NONE;
-}
 
 /* What an operation takes. */
 typedef enum {

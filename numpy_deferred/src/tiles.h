@@ -93,6 +93,7 @@ typedef enum {
     NPY_DEFERRED_TILE_FOLD_SUM, /* of integers */
     NPY_DEFERRED_TILE_FOLD_LARGEST,
     NPY_DEFERRED_TILE_FOLD_SMALLEST,
+    NPY_DEFERRED_TILE_JOIN_SUM,   /* added to what is in memory */
     NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
 } npy_deferred_tile_operation;
 
@@ -183,7 +184,8 @@ typedef struct {
     npy_deferred_tile_sum *add_up;
     npy_deferred_tile_extreme *extreme;
     npy_deferred_tile_join *join;
-    int fold; /* the instruction, or -1 */
+    int fold;    /* the instruction, or -1 */
+    int joining; /* into as many others: the instruction, or -1 */
 } npy_deferred_tile_reducer;
 
 #endif /* NUMPY_DEFERRED_TILES_H_ */
