@@ -36,6 +36,7 @@ DO_WITHOUT = {
     "npy_deferred_make_key": "a plan is not kept for the next time",
     "npy_deferred_profile": "it is not in the profile",
     "npy_deferred_is_own_ufunc": "it counts as foreign: one thread, and not reduced",
+    "npy_deferred_look_at_neighbours": "an operation runs at once, and they are next",
     "npy_deferred_protect": "a copy takes the place of protection, or the flag",
     "solve_may_have_internal_overlap": "what may overlap is calculated first",
     "array_reduce_ex": "NumPy pickles an array that exports no buffer otherwise",

@@ -238,8 +238,10 @@ result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
         because(call, NPY_DEFERRED_AT_ONCE_SMALL);
         return NULL;
     }
-    if (npy_deferred_neighbours_came) {
-        npy_deferred_look_at_neighbours();
+    if (npy_deferred_neighbours_came && npy_deferred_look_at_neighbours() < 0) {
+        PyErr_Clear();
+        because(call, NPY_DEFERRED_AT_ONCE_PROTECTED);
+        return NULL;
     }
     if (nbytes < npy_deferred_min_protected_bytes) {
         because(call, NPY_DEFERRED_AT_ONCE_PROTECTED);

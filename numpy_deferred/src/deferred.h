@@ -1001,7 +1001,8 @@ npy_deferred_wait(void)
 
 /* Whether a library may have come that nobody has looked at. */
 extern NPY_NO_EXPORT int npy_deferred_neighbours_came;
-NPY_NO_EXPORT void
+/* Returns 0, or -1 with an exception set, and is to be asked again. */
+NPY_NO_EXPORT int
 npy_deferred_look_at_neighbours(void);
 /* Smaller results are not deferred where all operands are protected for a library. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_min_protected_bytes;

@@ -187,7 +187,9 @@ get_cache_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 static PyObject *
 get_protect_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
-    npy_deferred_look_at_neighbours();
+    if (npy_deferred_look_at_neighbours() < 0) {
+        return NULL;
+    }
     return PyLong_FromSsize_t(npy_deferred_protect_limit);
 }
 
@@ -235,8 +237,8 @@ static PyObject *
 set_protect_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
     npy_intp previous;
-    npy_deferred_look_at_neighbours();
-    if (change_limit(&npy_deferred_protect_limit, arg, "protect", &previous) < 0) {
+    if (npy_deferred_look_at_neighbours() < 0 ||
+        change_limit(&npy_deferred_protect_limit, arg, "protect", &previous) < 0) {
         return NULL;
     }
     npy_deferred_choose_protection();

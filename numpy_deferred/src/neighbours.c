@@ -117,7 +117,10 @@ see_calls(PyObject *object)
     if (known) {
         call_compiled = type->tp_call;
         wrapper->d_wrapped = (void *)calculate_and_call;
-        known = replace_slot(type) < 0 ? -1 : 1;
+        if (replace_slot(type) < 0) {
+            known = -1;
+            protect_all(); /* for those that have not been reached */
+        }
     }
     Py_DECREF(slot);
     return known;
@@ -125,37 +128,59 @@ see_calls(PyObject *object)
 
 /* ---- who is there ---- */
 
-/* Whether a module has been imported: borrowed, or NULL without an exception. */
-static PyObject *
-imported(const char *name)
+/* `*module` is a module that has been imported (borrowed), or NULL.  0, or -1: error.
+ */
+static int
+imported(const char *name, PyObject **module)
 {
-    PyObject *modules = PyImport_GetModuleDict();
-    return PyDict_GetItemString(modules, name);
+    PyObject *key = PyUnicode_FromString(name);
+    if (key == NULL) {
+        return -1;
+    }
+    *module = PyDict_GetItemWithError(PyImport_GetModuleDict(), key);
+    Py_DECREF(key);
+    return *module == NULL && PyErr_Occurred() ? -1 : 0;
 }
 
-static void
+/* Returns 0 or -1. */
+static int
 look_for_caller(void)
 {
-    PyObject *module = imported(caller[0]);
+    PyObject *module;
+    if (imported(caller[0], &module) < 0) {
+        return -1;
+    }
     if (call_compiled != NULL || module == NULL) {
-        return;
+        return 0;
     }
     PyObject *type = PyObject_GetAttrString(module, caller[1]);
-    if (type == NULL || see_calls(type) != 1) {
+    int seen = type == NULL ? -1 : see_calls(type);
+    Py_XDECREF(type);
+    if (seen < 0 && PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        return -1;
+    }
+    if (seen != 1) {
         PyErr_Clear();
         protect_all();
     }
-    Py_XDECREF(type);
+    return 0;
 }
 
-NPY_NO_EXPORT void
+NPY_NO_EXPORT int
 npy_deferred_look_at_neighbours(void)
 {
-    npy_deferred_neighbours_came = 0;
     for (size_t i = 0; i < sizeof(writers) / sizeof(writers[0]); i++) {
-        if (imported(writers[i]) != NULL) {
+        PyObject *module;
+        if (imported(writers[i], &module) < 0) {
+            return -1;
+        }
+        if (module != NULL) {
             protect_all();
         }
     }
-    look_for_caller();
+    if (look_for_caller() < 0) {
+        return -1;
+    }
+    npy_deferred_neighbours_came = 0;
+    return 0;
 }
