@@ -1024,7 +1024,8 @@ NPY_NO_EXPORT void *
 npy_deferred_data_for_extension(PyArrayObject *arr);
 /*
  * Compiled code may be about to write to operands without asking: calculate what reads
- * such memory.  Errors are raised later, when the main thread runs Python code.
+ * such memory, but what raises an error.  Where there is no memory for it, that is
+ * raised later, when the main thread runs Python code.
  */
 NPY_NO_EXPORT void
 npy_deferred_before_unseen_writes(void);

@@ -38,7 +38,7 @@
  * Milliseconds between two looks for an interrupt while another thread may have the
  * GIL: it gives it up after 5.
  */
-#define LOOK_AFTER 50
+#define LOOK_AFTER 20
 
 NPY_NO_EXPORT npy_intp npy_deferred_gil_worth = 1 << 18;
 NPY_NO_EXPORT int npy_deferred_gil_kept = 0;

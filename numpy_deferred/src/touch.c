@@ -535,12 +535,25 @@ npy_deferred_data_for_extension(PyArrayObject *arr)
 
 /* ---- writes that nobody is going to see ---- */
 
-/* As calculate_now, but no error is told that has been told. */
+/* What raises an error stays deferred, as its reader is to be told. */
 static int
 calculate_for_write(PyArrayObject *arr)
 {
-    return npy_deferred_node_of(arr)->failed ? calculate_silently(arr)
-                                             : calculate_now(arr);
+    npy_deferred_node *node = npy_deferred_node_of(arr);
+    if (node->failed) {
+        return 0;
+    }
+    npy_deferred_node_incref(node);
+    npy_deferred_gil_kept++;
+    int result = npy_deferred_calculate(arr);
+    npy_deferred_gil_kept--;
+    if (result < 0 && PyErr_ExceptionMatches(PyExc_FloatingPointError)) {
+        PyErr_Clear();
+        node->failed = 0;
+        result = 0;
+    }
+    npy_deferred_node_decref(node);
+    return result;
 }
 
 NPY_NO_EXPORT void

@@ -367,7 +367,8 @@ fail_unless_writeable(PyArrayObject *a)
 static PyObject *
 can_cast(PyArrayObject *a)
 {
-    PyArray_Descr *descr = DOUBLE;
+    /* PyArray_DescrFromType would have things calculated. */
+    PyArray_Descr *descr = PyArray_DescrNew(PyArray_DESCR(a));
     int result = PyArray_CanCastArrayTo(a, descr, NPY_SAFE_CASTING);
     Py_DECREF(descr);
     return PyBool_FromLong(result);
