@@ -105,11 +105,13 @@ def test_total(limit):
     results = []
     for i in range(40):
         results.append(np.add(np.full(N, float(i)), 1))
-        # Of the newest operand, the call itself still had a reference.
-        assert held() <= 11 * NBYTES
+        # Of the newest operand, the call itself still had a reference; and the sum is
+        # taken once for an eighth of what is pending.
+        pending = np.deferred.stats()["pending"]
+        assert held() <= (10 + 1 + pending // 8) * NBYTES
     states = [x.flags.deferred for x in results]
     assert states == sorted(states)
-    assert 1 <= states.count(True) <= 11
+    assert 1 <= states.count(True) <= 13
     assert [x[0] for x in results] == list(range(1, 41))
 
 
