@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from helpers.process import path_with_helpers, run_python
+from helpers.process import printed, run_with_helpers
 
 # The functions of NumPy's table as extensions call them, and modules of no library.
 PREAMBLE = """
@@ -32,18 +32,10 @@ def expect(x, values):
 """
 
 
-def run(code, **environment):
-    environment.setdefault("NUMPY_DEFERRED_MIN_BYTES", "0")
-    environment["PYTHONPATH"] = path_with_helpers()
-    return run_python(PREAMBLE + textwrap.dedent(code), **environment)
-
-
 @pytest.fixture
 def passes():
     def check(code, **environment):
-        done = run(code, **environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        printed(run_with_helpers(PREAMBLE, code, **environment))
 
     return check
 

@@ -1,11 +1,9 @@
 """Writes to operands that ask nobody: compiled code has the address already."""
 
-import textwrap
-
 import numpy as np
 import pytest
 
-from helpers.process import output_of, path_with_helpers, run_python
+from helpers.process import output_of, printed, run_with_helpers
 
 # `write` and `address` look at the array structure, as compiled code does.
 PREAMBLE = """
@@ -33,19 +31,12 @@ def eager(function):
 def run(code, **environment):
     """Run code after PREAMBLE in a process of its own, which protects everything."""
     environment.setdefault("NUMPY_DEFERRED_PROTECT_BYTES", "0")
-    environment["PYTHONPATH"] = path_with_helpers()
-    return run_python(PREAMBLE + textwrap.dedent(code), **environment)
+    return run_with_helpers(PREAMBLE, code, **environment)
 
 
 @pytest.fixture
 def passes():
-    def check(code, **environment):
-        done = run(code, **environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return done.stdout.strip()
-
-    return check
+    return lambda code, **environment: printed(run(code, **environment))
 
 
 # Within a page, around whole pages, and in what was madvised to be huge.

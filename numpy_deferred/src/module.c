@@ -193,67 +193,64 @@ get_protect_limit(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
     return PyLong_FromSsize_t(npy_deferred_protect_limit);
 }
 
-/* Returns 0, and `*limit` was `*previous`; or -1 with an exception set. */
-static int
-change_limit(npy_intp *limit, PyObject *arg, const char *name, npy_intp *previous)
+/* Returns what the limit was, as a Python integer; or NULL with an exception set. */
+static PyObject *
+change_limit(npy_intp *limit, PyObject *arg, const char *name)
 {
     npy_intp nbytes = PyNumber_AsSsize_t(arg, PyExc_OverflowError);
     if (nbytes == -1 && PyErr_Occurred()) {
-        return -1;
+        return NULL;
     }
     if (nbytes < 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "the %s limit must be a number of bytes, not %zd", name, nbytes);
-        return -1;
+        return PyErr_Format(PyExc_ValueError,
+                            "the %s limit must be a number of bytes, not %zd", name,
+                            nbytes);
     }
-    *previous = *limit;
-    *limit = nbytes;
-    return 0;
+    PyObject *previous = PyLong_FromSsize_t(*limit);
+    if (previous != NULL) {
+        *limit = nbytes;
+    }
+    return previous;
 }
 
 static PyObject *
 set_memory_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
-    npy_intp previous;
-    if (change_limit(&npy_deferred_memory_limit, arg, "memory", &previous) < 0 ||
-        npy_deferred_limit_total_memory() < 0) {
-        return NULL;
+    PyObject *previous = change_limit(&npy_deferred_memory_limit, arg, "memory");
+    if (previous != NULL && npy_deferred_limit_total_memory() < 0) {
+        Py_CLEAR(previous);
     }
-    return PyLong_FromSsize_t(previous);
+    return previous;
 }
 
 static PyObject *
 set_cache_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
-    npy_intp previous;
-    if (change_limit(&npy_deferred_cache_limit, arg, "cache", &previous) < 0) {
-        return NULL;
+    PyObject *previous = change_limit(&npy_deferred_cache_limit, arg, "cache");
+    if (previous != NULL) {
+        npy_deferred_limit_cache();
     }
-    npy_deferred_limit_cache();
-    return PyLong_FromSsize_t(previous);
+    return previous;
 }
 
 static PyObject *
 set_protect_limit(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
-    npy_intp previous;
-    if (npy_deferred_look_at_neighbours() < 0 ||
-        change_limit(&npy_deferred_protect_limit, arg, "protect", &previous) < 0) {
+    if (npy_deferred_look_at_neighbours() < 0) {
         return NULL;
     }
-    npy_deferred_choose_protection();
-    return PyLong_FromSsize_t(previous);
+    PyObject *previous = change_limit(&npy_deferred_protect_limit, arg, "protect");
+    if (previous != NULL) {
+        npy_deferred_choose_protection();
+    }
+    return previous;
 }
 
 /* For tests: from how much work on the GIL is given up; returns what it was. */
 static PyObject *
 set_gil_worth(PyObject *NPY_UNUSED(module), PyObject *arg)
 {
-    npy_intp previous;
-    if (change_limit(&npy_deferred_gil_worth, arg, "GIL", &previous) < 0) {
-        return NULL;
-    }
-    return PyLong_FromSsize_t(previous);
+    return change_limit(&npy_deferred_gil_worth, arg, "GIL");
 }
 
 static PyObject *

@@ -176,14 +176,22 @@ raise_later(void)
     }
 }
 
+/* As npy_deferred_calculate, where no other thread may run meanwhile. */
+static int
+calculate_keeping_gil(PyArrayObject *arr)
+{
+    npy_deferred_gil_kept++;
+    int result = npy_deferred_calculate(arr);
+    npy_deferred_gil_kept--;
+    return result;
+}
+
 /* Calculate whatever the error state.  Returns 0, or -1 with an exception set. */
 static int
 calculate_silently(PyArrayObject *arr)
 {
     int reporting = npy_deferred_set_reporting(0);
-    npy_deferred_gil_kept++; /* others report */
-    int result = npy_deferred_calculate(arr);
-    npy_deferred_gil_kept--;
+    int result = calculate_keeping_gil(arr); /* others report */
     npy_deferred_set_reporting(reporting);
     return result;
 }
@@ -209,9 +217,7 @@ npy_deferred_holds_gil(void)
 static int
 calculate_now(PyArrayObject *arr)
 {
-    npy_deferred_gil_kept++;
-    int result = npy_deferred_calculate(arr);
-    npy_deferred_gil_kept--;
+    int result = calculate_keeping_gil(arr);
     if (result == 0) {
         return 0;
     }
@@ -544,9 +550,7 @@ calculate_for_write(PyArrayObject *arr)
         return 0;
     }
     npy_deferred_node_incref(node);
-    npy_deferred_gil_kept++;
-    int result = npy_deferred_calculate(arr);
-    npy_deferred_gil_kept--;
+    int result = calculate_keeping_gil(arr);
     if (result < 0 && PyErr_ExceptionMatches(PyExc_FloatingPointError)) {
         PyErr_Clear();
         node->failed = 0;

@@ -34,6 +34,19 @@ def run_python(code, timeout=120, **environment):
     )
 
 
+def run_with_helpers(preamble, code, **environment):
+    """As run_python, after a preamble, which finds the helpers."""
+    environment.setdefault("PYTHONPATH", path_with_helpers())
+    return run_python(preamble + textwrap.dedent(code), **environment)
+
+
+def printed(done):
+    """What a finished process printed; it must have nothing to complain of."""
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
 def output_of(code, **environment):
     """What code prints; it must succeed."""
     done = run_python(code, **environment)
