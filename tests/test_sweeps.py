@@ -373,7 +373,7 @@ def test_streamed_results(program, threads, num_threads):
     """Larger than what the cache is for."""
     num_threads(threads)
     with np.errstate(all="ignore"):
-        arrays = operands(3, (7 << 20) // 8 + 5)
+        arrays = operands(3, (9 << 20) // 8 + 5)
         both_ways(program, arrays, given)
         both_ways(program, [x.astype("f") for x in arrays], given)
 

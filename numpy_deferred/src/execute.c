@@ -39,6 +39,9 @@
 #include "progress.h"
 
 #include <stdint.h>
+#ifdef __linux__
+#    include <unistd.h>
+#endif
 
 /*
  * What a block touches, slots, operands and result: the usual L1 cache.  Measured:
@@ -50,6 +53,9 @@
 #define MIN_BLOCK 128
 #define MAX_BLOCK 4096
 #define SLOT_ALIGNMENT 64
+
+/* As much of the last cache is counted on at most; all of it, where none is known. */
+#define MAX_SHARED_CACHE ((npy_intp)32 << 20)
 
 /* Elements, times steps, between two looks for an interrupt. */
 #define LOOK_EVERY 262144
@@ -67,7 +73,8 @@ typedef struct {
     char *saved;      /* in it: what a block of the result was before */
     char *packs;      /* in it: the operands of a panel that are packed */
     npy_deferred_progress *progress; /* NULL: not shown */
-    char *into; /* borrowed: instead of walk->out, from the start on; or NULL */
+    int streams; /* whether large results are written past the cache */
+    char *into;  /* borrowed: instead of walk->out, from the start on; or NULL */
 } run_state;
 
 /* A calculation in which so many blocks had to be run again goes on by steps. */
@@ -409,7 +416,7 @@ run_program(const run_state *state, const npy_deferred_unit *unit, npy_intp n)
             .args = &plan->tile_args[unit->args],
             .strides = strides,
             .overlaps = state->walk->overlaps,
-            .streams = state->into == NULL, /* pieces are read from the cache */
+            .streams = state->streams,
     };
     for (int i = 0; i < unit->nargs; i++) {
         const npy_deferred_value *value = &plan->values[program.args[i].value];
@@ -910,6 +917,40 @@ run_here(run_state *state)
     return result;
 }
 
+/* Bytes of the cache that all processors share, as far as it may be counted on. */
+static npy_intp
+shared_cache(void)
+{
+    static npy_intp nbytes = 0;
+    if (nbytes == 0) {
+        nbytes = MAX_SHARED_CACHE;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+        npy_intp found = (npy_intp)sysconf(_SC_LEVEL3_CACHE_SIZE);
+        if (found > 0 && found < nbytes) {
+            nbytes = found;
+        }
+#endif
+    }
+    return nbytes;
+}
+
+/*
+ * Whether results are to be written past the cache, as the processor would else read
+ * from memory first what is then overwritten.  Measured with 32 MB of L3 cache: when
+ * all that a plan reads and writes fits it, two threads take 1.6 times as long past
+ * the cache; when it does not, expressions take 0.6 to 0.95 of the time, also with a
+ * reader of the result.  One thread gains from half of it on.
+ */
+static int
+is_streaming(const npy_deferred_walk *walk, int nthreads)
+{
+    npy_intp nbytes = PyArray_NBYTES(walk->out);
+    for (int i = 0; i < walk->expression->noperands; i++) {
+        nbytes += PyArray_NBYTES(walk->expression->operands[i]);
+    }
+    return nbytes > shared_cache() / (nthreads > 1 ? 1 : 2);
+}
+
 NPY_NO_EXPORT int
 npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
 {
@@ -920,6 +961,7 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
         state.look_in = LOOK_EVERY;
     }
     int nthreads = npy_deferred_threads_for(plan, walk);
+    state.streams = is_streaming(walk, nthreads);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
     npy_deferred_progress_end(state.progress, result);

@@ -514,13 +514,8 @@ typedef struct {
     int position; /* of the instruction written last */
 } writing;
 
-/*
- * A result of so many bytes is written past the cache, as the processor would else
- * read from memory first what is then overwritten.  Measured on two arrays, with
- * 32 MB of L3 cache: from 8 MB on expressions take 0.75 to 0.95 of the time, also
- * with a reader of the result; with 4 MB such a reader takes a tenth longer.
- */
-#define STREAM_BYTES (6 << 20)
+/* Results from so many bytes on may be written past the cache (execute.c). */
+#define STREAM_BYTES (2 << 20)
 
 /*
  * Not where operands are, which are in the cache when they are overwritten; nor by

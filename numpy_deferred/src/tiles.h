@@ -126,7 +126,7 @@ typedef struct {
 typedef struct {
     int nargs;
     int overlaps; /* whether what is written may be read too */
-    int streams;  /* whether what STREAM writes is where the result will be */
+    int streams;  /* whether STREAM goes past the cache, else it is STORE */
     const npy_deferred_tile_instruction *code;
     const npy_deferred_tile_arg *args;
     const npy_intp *strides; /* bytes, for each argument */
