@@ -546,6 +546,42 @@ def test_other_instruction_sets(disabled):
     assert "passed" in done.stdout
 
 
+def polynomial(x, y):
+    result = x * 3
+    for coefficient in (5, 7, 9, 11, 13, 15, 17):
+        result = result * x + coefficient
+    return result
+
+
+def quotients(x, y):
+    return (x - y) / (x + y) * (x * x - y)
+
+
+def chosen(x, y):
+    return np.where(x > y, x - 1, np.maximum(-x, y)) * x
+
+
+def unary(x, y):
+    """Nothing but the operand itself is an operand."""
+    return np.square(x) + np.negative(x)
+
+
+@pytest.mark.parametrize("program", [polynomial, quotients, chosen, unary])
+@pytest.mark.parametrize("layout", dict.fromkeys(LAYOUTS))
+@pytest.mark.parametrize("char", "dfil")
+def test_operand_that_is_read_again(char, layout, program):
+    """It stays in a bank where one is free."""
+    for n in (1, 63, 128, 129, 1000, 9001):
+        x, y = (layout(usual(char, n, seed), (n,)) for seed in (1, 2))
+        with np.errstate(all="ignore"):
+            assert_same(lambda x=x, y=y: program(x, y))
+            assert_same(lambda x=x, y=y: program(y, x))
+            for narrow in NARROW[char]:
+                z = usual(narrow, n, 3)
+                assert_same(lambda z=z, y=y: program(z.astype(char), y))
+                assert_same(lambda z=z, y=y: program(z + y, z))
+
+
 @pytest.mark.parametrize("char", "dfilqLQ")
 def test_truth_that_becomes_numbers_of_another_byte_order(char):
     a = np.arange(1000.0)

@@ -512,6 +512,7 @@ typedef struct {
     npy_deferred_plan *plan;
     npy_deferred_unit *unit;
     int position; /* of the instruction written last */
+    int resident; /* the value that the last bank has throughout, or -1 */
 } writing;
 
 /* Results from so many bytes on may be written past the cache (execute.c). */
@@ -564,6 +565,14 @@ typedef struct {
     int step, bank;
     int value; /* as the step wants it */
 } pending_part;
+
+/* Whether an operand is read for each element, and is not a truth value. */
+static int
+varies(const npy_deferred_plan *plan, int value)
+{
+    return !is_truth(&plan->values[value]) &&
+           plan->values[without_copy(plan, value)].stride != 0;
+}
 
 /* Whether something must be in a bank to be operated with. */
 static int
@@ -672,10 +681,15 @@ join(npy_deferred_plan *plan, int index)
     step->nreads = reads_of(plan, index);
 }
 
-/* A binary operation with a value in memory, or with one for the whole tile. */
+/* A binary operation with a value in memory, with one for the whole tile, or with the
+ * one that is in the last bank. */
 static void
 put_reading(writing *w, int operation, int step, int i, int bank)
 {
+    if (w->plan->steps[step].args[i] == w->resident) {
+        put(w, operation + NPY_DEFERRED_TILE_FROM_LAST, bank, 0);
+        return;
+    }
     int value = without_copy(w->plan, w->plan->steps[step].args[i]);
     int scalar = w->plan->values[value].stride == 0;
     put(w, operation + (scalar ? NPY_DEFERRED_TILE_FROM_SCALAR : 0), bank,
@@ -687,6 +701,10 @@ static void
 put_load(writing *w, pending_part at)
 {
     const npy_deferred_value *values = w->plan->values;
+    if (at.value == w->resident && at.bank != NPY_DEFERRED_TILE_BANKS - 1) {
+        put(w, NPY_DEFERRED_TILE_LOAD_LAST, at.bank, 0);
+        return;
+    }
     int from = without_copy(w->plan, at.value);
     int same = is_same_type(&values[from], &values[at.value]);
     npy_intp stride = values[from].stride;
@@ -708,6 +726,13 @@ put_limit(writing *w, int operation, int step, int i, int bank)
     put(w, operation, bank, argument(w, value, NPY_DEFERRED_TILE_READ_SCALAR));
 }
 
+/* Whether an operation can have its operand from where that is. */
+static int
+is_at_hand(const writing *w, int step, int i)
+{
+    return w->plan->steps[step].args[i] == w->resident || !needs_bank(w->plan, step, i);
+}
+
 /* As put_step. */
 static int
 put_select(writing *w, pending_part at, pending_part before[3])
@@ -718,7 +743,7 @@ put_select(writing *w, pending_part at, pending_part before[3])
             first == 1 ? NPY_DEFERRED_TILE_SELECT : reversed(NPY_DEFERRED_TILE_SELECT);
     before[0] = part(plan, at.step, first, at.bank);
     before[1] = part(plan, at.step, 0, at.bank + 1);
-    if (!needs_bank(plan, at.step, other)) {
+    if (is_at_hand(w, at.step, other)) {
         put_reading(w, operation, at.step, other, at.bank);
         return 2;
     }
@@ -750,12 +775,12 @@ put_step(writing *w, pending_part at, pending_part before[3])
         before[0] = part(plan, at.step, 0, at.bank);
         return 1;
     }
-    if (!needs_bank(plan, at.step, 1)) {
+    if (is_at_hand(w, at.step, 1)) {
         put_reading(w, operation, at.step, 1, at.bank);
         before[0] = part(plan, at.step, 0, at.bank);
         return 1;
     }
-    if (!needs_bank(plan, at.step, 0)) {
+    if (is_at_hand(w, at.step, 0)) {
         put_reading(w, reversed(operation), at.step, 0, at.bank);
         before[0] = part(plan, at.step, 1, at.bank);
         return 1;
@@ -778,6 +803,47 @@ put_store(writing *w, const npy_deferred_walk *walk, int value, int bank)
     put(w, operation, bank, argument(w, value, NPY_DEFERRED_TILE_WRITTEN));
 }
 
+/*
+ * What a program reads most often, if that is more than once and the last bank is
+ * free, or -1.  Vectors that lie across two lines of the cache take twice as long
+ * to read, and others than those side by side more than that.
+ */
+static int
+find_resident(const npy_deferred_plan *plan, int root)
+{
+    struct {
+        int value, nreads;
+    } found[NPY_DEFERRED_TILE_MAX_ARGS];
+    int nfound = 0, best = -1, most = 1;
+    if (plan->steps[root].banks == NPY_DEFERRED_TILE_BANKS) {
+        return -1;
+    }
+    for (int i = 0; i <= root; i++) {
+        int top = i;
+        while (plan->steps[top].joins >= 0) {
+            top = plan->steps[top].joins;
+        }
+        for (int j = 0; top == root && j < plan->steps[i].nargs - 1; j++) {
+            int value = plan->steps[i].args[j], at = 0;
+            if (joined(plan, i, j) >= 0 || !varies(plan, value)) {
+                continue;
+            }
+            while (at < nfound && found[at].value != value) {
+                at++;
+            }
+            if (at == nfound) {
+                found[nfound].value = value;
+                found[nfound++].nreads = 0;
+            }
+            if (++found[at].nreads > most) {
+                most = found[at].nreads;
+                best = value;
+            }
+        }
+    }
+    return best;
+}
+
 /* The program of a step and those that joined it. */
 static void
 write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root,
@@ -786,9 +852,10 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root,
     const npy_deferred_step *step = &plan->steps[root];
     pending_part pending[2 * NPY_DEFERRED_TILE_MAX_ARGS];
     int npending = 1;
-    /* Operations, loads of what these do not read themselves, the store, the end. */
-    int end = *ncode + step->njoined + step->nreads + 2;
-    writing w = {plan, unit, end};
+    /* The resident, operations, loads of what these do not read themselves, the store,
+     * the end. */
+    int end = *ncode + step->njoined + step->nreads + 3;
+    writing w = {plan, unit, end, find_resident(plan, root)};
     unit->args = *nargs;
     unit->type = step->tile_type;
     put(&w, NPY_DEFERRED_TILE_END, 0, 0);
@@ -805,6 +872,9 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root,
             put_store(&w, walk, result, at.bank);
         }
         npending += put_step(&w, at, &pending[npending]);
+    }
+    if (w.resident >= 0) {
+        put_load(&w, (pending_part){-1, NPY_DEFERRED_TILE_BANKS - 1, w.resident});
     }
     unit->code = w.position;
     *ncode = end;

@@ -35,7 +35,8 @@ typedef enum {
 
 /*
  * Operations on a bank.  A binary one has its second operand in memory; in memory
- * for the whole tile, FROM_SCALAR; or in the next bank, FROM_BANK.  Of one that is
+ * for the whole tile, FROM_SCALAR; in the next bank, FROM_BANK; or in the last one,
+ * FROM_LAST, where programs keep what they read more than once.  Of one that is
  * REVERSED that is the first operand.  Comparisons leave masks in a bank, all bits
  * of an element or none, which are stored as booleans, or become numbers by ONE.
  * SELECT keeps elements where the mask in the next bank is set, and has others from
@@ -46,27 +47,27 @@ typedef enum {
  */
 typedef enum {
     NPY_DEFERRED_TILE_ADD = 0,
-    NPY_DEFERRED_TILE_SUBTRACT = 3,
-    NPY_DEFERRED_TILE_REVERSED_SUBTRACT = 6,
-    NPY_DEFERRED_TILE_MULTIPLY = 9,
-    NPY_DEFERRED_TILE_DIVIDE = 12,
-    NPY_DEFERRED_TILE_REVERSED_DIVIDE = 15,
-    NPY_DEFERRED_TILE_AND = 18,
-    NPY_DEFERRED_TILE_OR = 21,
-    NPY_DEFERRED_TILE_XOR = 24,
-    NPY_DEFERRED_TILE_LESS = 27, /* these of numbers with a sign */
-    NPY_DEFERRED_TILE_LESS_EQUAL = 30,
-    NPY_DEFERRED_TILE_GREATER = 33,
-    NPY_DEFERRED_TILE_GREATER_EQUAL = 36,
-    NPY_DEFERRED_TILE_EQUAL = 39,
-    NPY_DEFERRED_TILE_NOT_EQUAL = 42,
-    NPY_DEFERRED_TILE_SELECT = 45,
-    NPY_DEFERRED_TILE_REVERSED_SELECT = 48, /* keeps them where it is not set */
-    NPY_DEFERRED_TILE_LARGER = 51,          /* these of numbers with a sign, too */
-    NPY_DEFERRED_TILE_REVERSED_LARGER = 54,
-    NPY_DEFERRED_TILE_SMALLER = 57,
-    NPY_DEFERRED_TILE_REVERSED_SMALLER = 60,
-    NPY_DEFERRED_TILE_NEGATIVE = 63,
+    NPY_DEFERRED_TILE_SUBTRACT = 4,
+    NPY_DEFERRED_TILE_REVERSED_SUBTRACT = 8,
+    NPY_DEFERRED_TILE_MULTIPLY = 12,
+    NPY_DEFERRED_TILE_DIVIDE = 16,
+    NPY_DEFERRED_TILE_REVERSED_DIVIDE = 20,
+    NPY_DEFERRED_TILE_AND = 24,
+    NPY_DEFERRED_TILE_OR = 28,
+    NPY_DEFERRED_TILE_XOR = 32,
+    NPY_DEFERRED_TILE_LESS = 36, /* these of numbers with a sign */
+    NPY_DEFERRED_TILE_LESS_EQUAL = 40,
+    NPY_DEFERRED_TILE_GREATER = 44,
+    NPY_DEFERRED_TILE_GREATER_EQUAL = 48,
+    NPY_DEFERRED_TILE_EQUAL = 52,
+    NPY_DEFERRED_TILE_NOT_EQUAL = 56,
+    NPY_DEFERRED_TILE_SELECT = 60,
+    NPY_DEFERRED_TILE_REVERSED_SELECT = 64, /* keeps them where it is not set */
+    NPY_DEFERRED_TILE_LARGER = 68,          /* these of numbers with a sign, too */
+    NPY_DEFERRED_TILE_REVERSED_LARGER = 72,
+    NPY_DEFERRED_TILE_SMALLER = 76,
+    NPY_DEFERRED_TILE_REVERSED_SMALLER = 80,
+    NPY_DEFERRED_TILE_NEGATIVE = 84,
     NPY_DEFERRED_TILE_ABSOLUTE,
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
@@ -75,6 +76,7 @@ typedef enum {
     NPY_DEFERRED_TILE_RAISE,
     NPY_DEFERRED_TILE_LOWER,
     NPY_DEFERRED_TILE_LOAD,
+    NPY_DEFERRED_TILE_LOAD_LAST, /* what is in the last bank */
     NPY_DEFERRED_TILE_LOAD_SCALAR,
     NPY_DEFERRED_TILE_LOAD_STRIDED,
     NPY_DEFERRED_TILE_LOAD_FLOAT,
@@ -100,6 +102,7 @@ typedef enum {
 /* What the form of a binary operation adds to its number. */
 #define NPY_DEFERRED_TILE_FROM_SCALAR 1
 #define NPY_DEFERRED_TILE_FROM_BANK 2
+#define NPY_DEFERRED_TILE_FROM_LAST 3
 
 #define NPY_DEFERRED_TILE_BANKS 3
 /* The instruction after the last one of a program, in no bank. */
