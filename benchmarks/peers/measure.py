@@ -3,8 +3,7 @@ Times of all contenders in one process, in which they take turns.
 
 A sample is a number of calls that together take a millisecond.  Before it come a
 pause, in which the threads of whoever was before go to sleep, and a call that
-is not timed, which wakes one's own and brings the operands back to the cache; a
-single call that takes longer than that does without.
+is not timed, which wakes one's own and brings the operands back to the cache.
 """
 
 import ctypes
@@ -22,7 +21,7 @@ from . import contenders
 from .expressions import CLAIMS, EXPRESSIONS
 
 SAMPLE_SECONDS = 1e-3
-PAUSE = 3e-4
+PAUSE = 5e-4
 #: How far a peer may be from NumPy, relative to the largest element, by size.
 TOLERANCE = {8: 1e-9, 4: 1e-3}
 # In this order, as there is no way back.
@@ -97,8 +96,7 @@ def sample(contender, call, calls):
     """Seconds and page faults of one call."""
     with np.deferredstate(contender.deferred):
         time.sleep(PAUSE)
-        if calls > 1:
-            call(1)
+        call(1)
         faults_before, start_time = faults(), time.perf_counter()
         call(calls)
         seconds = time.perf_counter() - start_time
