@@ -7,7 +7,7 @@
  * caller works too, with or without the GIL; workers know nothing of Python, so a job
  * must not either.
  *
- * Workers look out for the next job for a moment after the last (SPIN), then they
+ * Workers look out for the next job for a moment after the last (MIN_SPIN), then they
  * sleep.  Before a fork they are ended, and started again by the next job, so that
  * no child lacks threads that it believes to have, and nobody is warned of them.
  *
@@ -47,8 +47,13 @@ static int num_threads = 0;
 
 /* More than this does not help an operation on memory. */
 #    define MAX_THREADS 256
-/* Nanoseconds that a worker looks out for the next job before it sleeps. */
-#    define SPIN 30000
+/*
+ * Nanoseconds that a worker looks out for the next job before it sleeps, at least and
+ * at most; between these as long as the last one took.  Large results are moved to
+ * where they belong after it, which takes some 50 us while another thread runs.
+ */
+#    define MIN_SPIN 30000
+#    define MAX_SPIN 300000
 
 static struct {
     /* The job; changed while no worker can join. */
@@ -93,11 +98,15 @@ generation_now(void)
     return __atomic_load_n(&pool.generation, __ATOMIC_ACQUIRE);
 }
 
-/* Wait for a job after `seen`.  Returns 0, or -1 when the worker is to end. */
+/*
+ * Wait for a job after `seen`, which began at the given time.  Returns 0, or -1 when
+ * the worker is to end.
+ */
 static int
-wait_for_job(int seen)
+wait_for_job(int seen, npy_int64 begin)
 {
-    npy_int64 end = nanoseconds() + SPIN;
+    npy_int64 now = nanoseconds();
+    npy_int64 end = now + PyArray_MIN(PyArray_MAX(now - begin, MIN_SPIN), MAX_SPIN);
     do {
         for (int i = 0; i < 64; i++) {
             if (generation_now() != seen) {
@@ -121,8 +130,10 @@ static void *
 work(void *unused)
 {
     int seen = 0;
-    while (wait_for_job(seen) == 0) {
+    npy_int64 begin = nanoseconds();
+    while (wait_for_job(seen, begin) == 0) {
         seen = generation_now();
+        begin = nanoseconds();
         int place = __atomic_fetch_sub(&pool.places, 1, __ATOMIC_ACQUIRE);
         if (place > 0) {
             /* Rounding and the like are the caller's. */
