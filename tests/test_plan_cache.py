@@ -115,3 +115,74 @@ def test_types_of_the_moment():
             compare.same(f"{i}", lambda x=swapped: (x + 1) * x)
             del swapped, dtype
             gc.collect(0)
+
+
+def assigned(out, x, y):
+    out[...] = x * 2 + y
+
+
+def added(out, x, y):
+    np.add(x * 2, y, out=out, casting="unsafe")
+
+
+def masked(out, x, y):
+    np.negative(x * y, out=out, where=x > y, casting="unsafe")
+
+
+def in_place(out, x, y):
+    out -= x * y
+
+
+@pytest.mark.parametrize("write", [assigned, added, masked, in_place])
+@pytest.mark.parametrize("char", "dfiFD")
+def test_where_operands_lie_over_what_is_written(write, char):
+    """The same line, with the same strides, sees what it has written, or does not."""
+    shifts = (0, 1, -1, 8, -8, 700, -700, 999, 1000, -1000)
+
+    def written(x_shift, y_shift, step):
+        room = values(char, 8000, 1)
+        out, x, y = (
+            room[3000 + k : 3000 + k + 1000 * step : step]
+            for k in (0, x_shift, y_shift)
+        )
+        write(out, x, y)
+        return room
+
+    with comparison() as compare, np.errstate(all="ignore"):
+        for step in (1, 2, -1):
+            for x in shifts:
+                for y in (x, 0, 2, -1000):
+                    compare.same(f"{step} {x} {y}", written, x, y, step)
+
+
+@pytest.mark.parametrize("write", [assigned, added, masked, in_place])
+@pytest.mark.parametrize("char", "dfiFD")
+def test_where_rows_lie_over_what_is_written(write, char):
+    def written(x, y):
+        room = values(char, 20_000, 1).reshape(100, 200)
+        write(*(room[i : i + 30, j : j + 100] for i, j in ((35, 50), x, y)))
+        return room
+
+    places = ((35, 50), (35, 51), (34, 50), (36, 49), (0, 0), (70, 100))
+    with comparison() as compare, np.errstate(all="ignore"):
+        for _ in range(2):
+            for x in places:
+                for y in places:
+                    compare.same(f"{x} {y}", written, x, y)
+
+
+@pytest.mark.parametrize("write", [assigned, added, masked])
+def test_types_and_layouts_of_what_is_written(write):
+    x, y = values("d", 6000, 1), values("f", 6000, 2)
+
+    def written(char, shape, order):
+        out = np.zeros(shape, char, order)
+        write(out, x.reshape(shape), y.reshape(shape))
+        return out
+
+    with comparison() as compare, np.errstate(all="ignore"):
+        for _ in range(2):
+            for char in ("d", "f", "i", "D", ">d", "?"):
+                for shape in ((6000,), (60, 100), (100, 60), (20, 3, 100)):
+                    for order in "CF":
+                        compare.same(f"{char} {shape}", written, char, shape, order)

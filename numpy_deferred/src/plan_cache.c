@@ -2,11 +2,10 @@
  * Plans that are kept: a line of code that runs again needs no new plan.
  *
  * A plan is kept under its *key*, all that it was made of: ufuncs, types, what
- * reads what, shapes and strides, as numbers.  Kept are plans for a result that
- * nobody sees yet, with NumPy's own ufuncs and types: these
- * are never freed, so that nothing else comes to have their addresses, and need no
- * references, which programs can count.  A plan is taken off while it runs, so it has
- * one user.
+ * reads what, shapes and strides, and how operands lie over the array that is written,
+ * as numbers.  Kept are plans with NumPy's own ufuncs and types: these are never freed,
+ * so that nothing else comes to have their addresses, and need no references, which
+ * programs can count.  A plan is taken off while it runs, so it has one user.
  *
  * What a plan borrows from an expression is put in anew: its nodes and constants.
  * The loops that it is bound to stay, as they depend on types and strides only, but
@@ -26,14 +25,15 @@
 
 #include "array_assign.h"
 #include "deferred.h"
+#include "mem_overlap.h"
 
 #include <stdint.h>
 
 /* Plans that may be kept; each has its place, which the key tells. */
 #define NPLACES 128
 /* Of the result and in all; for each operand and each node; and for their layouts. */
-#define WORDS_HEAD 10
-#define WORDS_OPERAND 3
+#define WORDS_HEAD 11
+#define WORDS_OPERAND 4
 #define WORDS_NODE (5 + 2 * NPY_DEFERRED_MAX_NIN)
 #define WORDS_LAYOUT(ndim) (1 + 2 * (ndim))
 /* Larger expressions are not kept. */
@@ -77,6 +77,16 @@ add_layout(draft *d, PyArrayObject *array)
     }
 }
 
+/* How an operand lies over the array that is written, which eager NumPy looks at. */
+static uintptr_t
+overlap_word(PyArrayObject *operand, PyArrayObject *out)
+{
+    /* Where only their bounds do, too. */
+    return solve_may_share_memory(operand, out, 0) == MEM_OVERLAP_NO
+                   ? (uintptr_t)NPY_MIN_INTP
+                   : (uintptr_t)(PyArray_BYTES(operand) - PyArray_BYTES(out));
+}
+
 /* What a node reads: a constant, a node, or an operand. */
 static uintptr_t
 input_word(const npy_deferred_expression *expression, PyArrayObject *array)
@@ -92,18 +102,26 @@ input_word(const npy_deferred_expression *expression, PyArrayObject *array)
 
 static void
 add_node(draft *d, const npy_deferred_expression *expression,
-         const npy_deferred_node *node)
+         const npy_deferred_node *node, int ndim)
 {
     add_word(d, (uintptr_t)node->ufunc);
     add_word(d, (uintptr_t)node->method);
     add_word(d, (uintptr_t)node->order << 16 | (uintptr_t)node->rewrites << 8 |
-                        (uintptr_t)PyArray_NDIM(node->array));
+                        (uintptr_t)ndim);
     for (int i = 0; i <= node->nin; i++) {
         add_word(d, (uintptr_t)node->descrs[i]);
     }
     for (int i = 0; i < node->nin; i++) {
         add_word(d, input_word(expression, node->operands[i].array));
     }
+}
+
+/* The result of a node, or NULL. */
+static PyArrayObject *
+array_of(const npy_deferred_walk *walk, int node)
+{
+    PyArrayObject *array = walk->expression->nodes[node]->array;
+    return array == NULL && node == walk->expression->nnodes - 1 ? walk->out : array;
 }
 
 /* Returns 0 where no plan is kept. */
@@ -117,16 +135,17 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
     if (walk->iter != NULL) {
         bound += (1 + noperands + nnodes) * WORDS_LAYOUT(PyArray_NDIM(walk->out));
     }
-    if (target != NPY_DEFERRED_FRESH || bound > MAX_WORDS ||
-        PyArray_SIZE(walk->out) <= 1) {
+    if (bound > MAX_WORDS || PyArray_SIZE(walk->out) <= 1) {
         return 0;
     }
+    /* The last operation's array may be the one that it is written to. */
     for (int i = 0; i < nnodes; i++) {
-        if (expression->nodes[i]->array == NULL) {
+        if (array_of(walk, i) == NULL) {
             return 0;
         }
     }
     d->nwords = 0;
+    add_word(d, (uintptr_t)target << 1 | (uintptr_t)walk->overlaps);
     add_word(d,
              (uintptr_t)expression->nkept << 32 | (uintptr_t)noperands << 16 | nnodes);
     add_word(d, (uintptr_t)PyArray_SIZE(walk->out));
@@ -135,9 +154,12 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
     add_array(d, walk->out, walk->strides[noperands]);
     for (int i = 0; i < noperands; i++) {
         add_array(d, expression->operands[i], walk->strides[i]);
+        if (target != NPY_DEFERRED_FRESH) {
+            add_word(d, overlap_word(expression->operands[i], walk->out));
+        }
     }
     for (int i = 0; i < nnodes; i++) {
-        add_node(d, expression, expression->nodes[i]);
+        add_node(d, expression, expression->nodes[i], PyArray_NDIM(array_of(walk, i)));
     }
     for (int i = 0; i < expression->nkept; i++) {
         add_word(d, (uintptr_t)expression->kept[i]->position);
@@ -152,7 +174,7 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
         add_layout(d, expression->operands[i]);
     }
     for (int i = 0; i < nnodes; i++) {
-        add_layout(d, expression->nodes[i]->array);
+        add_layout(d, array_of(walk, i));
     }
     return 1;
 }
@@ -218,9 +240,11 @@ renew(npy_deferred_plan *plan, const npy_deferred_expression *expression)
 {
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        step->node = expression->nodes[step->position];
-        step->own_context.descriptors = step->node->descrs;
         step->status = 0;
+        if (step->position >= 0) { /* else the cast of an assignment */
+            step->node = expression->nodes[step->position];
+            step->own_context.descriptors = step->node->descrs;
+        }
     }
     for (int i = 0; i < plan->nvalues; i++) {
         npy_deferred_value *value = &plan->values[i];
