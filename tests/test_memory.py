@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy._core.multiarray import get_handler_name, get_handler_version
 
-from helpers.process import output_of
+from helpers.process import output_of, path_with_helpers
 from helpers.sanitizers import has_the_memory_alone
 
 # Tiny, where malloc has them; smaller than what is moved; moved; huge pages.
@@ -274,6 +274,71 @@ class TestCache:
 
 
 @has_the_memory_alone
+class TestLimits:
+    """Large results are as far apart as a GiB, unless what is accessible counts."""
+
+    CODE = """
+    import resource
+    import numpy as np
+    from helpers.unseen import address
+    np.setdeferred(True)
+    a = np.arange(2**20) + 0.5
+    np.deferred.calculate(a)
+
+    def limit():
+        with open("/proc/self/status") as status:
+            used = {k: v for k, v in (line.split(":", 1) for line in status)}
+        size = int(used["VmData"].split()[0]) * 1024 + 2**28
+        resource.setrlimit(resource.RLIMIT_DATA, (size, resource.RLIM_INFINITY))
+
+    def work(i):
+        x, y = a * i, a[: 2**18 + 9] - i
+        before = address(x), address(y)
+        z = x + a
+        np.deferred.calculate(z)
+        del z
+        with np.deferredstate(False):
+            assert x[7] == 7.5 * i and x[-1] == (2**20 - 0.5) * i
+            assert y[-1] == 2**18 + 8.5 - i and y.sum() == (y + 0).sum()
+        return address(x) == before[0], address(y) == before[1]
+    """
+
+    @has_the_memory_alone
+    @pytest.mark.parametrize("limited", ["", "before", "between"])
+    def test_data(self, limited):
+        """What cannot be moved any more is elsewhere, and right."""
+        code = textwrap.dedent(self.CODE) + textwrap.dedent(f"""
+            if {limited == "before"}:
+                limit()
+            kept = [work(i) for i in range(1, 9)]
+            if {limited == "between"}:
+                limit()
+            kept += [work(i) for i in range(1, 50)]
+            print(all(map(all, kept)))
+            """)
+        moved = output_of(code, PYTHONPATH=path_with_helpers())
+        assert moved == "True" or limited == "between"
+
+    @pytest.mark.parametrize("n", [2**18 + 9, 400_000, 2**20])
+    def test_no_pages_beyond(self, n):
+        """A huge page at the end only where it is nearly full."""
+        code = f"""
+            import numpy as np
+            def resident():
+                with open("/proc/self/statm") as statm:
+                    return int(statm.read().split()[1]) * 4096
+            np.setdeferred(True)
+            a = np.arange({n}) + 0.5
+            np.deferred.calculate(a)
+            before = resident()
+            kept = [a + i for i in range(20)]
+            for x in kept:
+                np.deferred.calculate(x)
+            print((resident() - before) / 20)
+            """
+        assert float(output_of(code)) < 1.3 * 8 * n + 20_000
+
+
 class TestSystemCalls:
     """Counted in a process, between two markers; what is first needed is done."""
 

@@ -69,7 +69,6 @@ let_pages_go(slot *s)
 {
     int class = s->home->class;
     if (is_large(s) && npy_deferred_slot_close(s, 1) == 0) {
-        s->extent = 0;
         npy_deferred_slot_push(&npy_deferred_slots.ready[class], s, READY);
         return;
     }
@@ -186,7 +185,6 @@ release_guard(slot *s)
             npy_deferred_slot_push(&npy_deferred_slots.empty[class], block, EMPTY);
         }
         if (npy_deferred_slot_close(s, 1) == 0) {
-            s->extent = 0;
             npy_deferred_slot_push(&npy_deferred_slots.ready[class], s, READY);
         }
         else {

@@ -10,6 +10,9 @@
  * of the process stay few however many arrays are alive.  Large slots change
  * roles: the pages in a guard whose array died are the block of the next result,
  * and what that leaves is made inaccessible again, several slots with one call.
+ * They lie a GiB apart, and all of that is accessible and moves at once (SPREAD), so
+ * that tools tell of a process that it has a GiB of addresses for each.  Where these
+ * are limited, or what is accessible is, slots are beside each other.
  *
  * All of it is guarded by the GIL, but npy_deferred_slot_at: it reads a table
  * that only grows.
@@ -31,6 +34,7 @@
 
 #include "multiarraymodule.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #if defined(__unix__) && NPY_SIZEOF_INTP == 8
 #    define HAS_GUARDS 1
@@ -49,6 +53,8 @@
 #    endif
 #endif
 
+/* A policy of overcommitting memory by which all accessible memory counts. */
+#define NEVER '2'
 /* An arena of smaller slots; of larger ones it has LARGE_SLOTS. */
 #define ARENA_BYTES ((size_t)1 << 22)
 #define LARGE_SLOTS 8
@@ -126,7 +132,7 @@ npy_deferred_slot_at(const void *address)
     if (home == NULL) {
         return NULL;
     }
-    return &home->slots[(position - (uintptr_t)home->start) / slot_size(home->class)];
+    return &home->slots[(position - (uintptr_t)home->start) / home->pitch];
 }
 
 NPY_NO_EXPORT int
@@ -150,12 +156,18 @@ npy_deferred_slot_class(size_t nbytes)
 
 #ifdef HAS_GUARDS
 
+static int
+is_limited(int resource, struct rlimit *limit)
+{
+    return getrlimit(resource, limit) == 0 && limit->rlim_cur != RLIM_INFINITY;
+}
+
 /* The bytes that may be reserved yet: a limit on address space is not ours. */
 static size_t
 reservable(void)
 {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_AS, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY) {
+    if (!is_limited(RLIMIT_AS, &limit)) {
         return SIZE_MAX;
     }
     size_t part = limit.rlim_cur / PART_OF_LIMIT;
@@ -170,6 +182,26 @@ map_addresses(size_t size)
                           ? MAP_FAILED
                           : mmap(NULL, size, PROT_NONE, GUARD_MAPPING, -1, 0);
     return start == MAP_FAILED ? NULL : start;
+}
+
+/* Whether to make more memory accessible than is used costs nothing. */
+static int
+may_overcommit(void)
+{
+    static char policy = '\0';
+    struct rlimit limit;
+    if (policy == '\0') {
+        FILE *file = fopen("/proc/sys/vm/overcommit_memory", "r");
+        policy = NEVER;
+        if (file != NULL && fread(&policy, 1, 1, file) != 1) {
+            policy = NEVER;
+        }
+        if (file != NULL) {
+            fclose(file);
+        }
+    }
+    return policy != NEVER && !is_limited(RLIMIT_AS, &limit) &&
+           !is_limited(RLIMIT_DATA, &limit);
 }
 
 static int
@@ -190,10 +222,15 @@ open_range(char *start, size_t nbytes)
 NPY_NO_EXPORT int
 npy_deferred_slot_close(slot *first, size_t n)
 {
-    size_t size = n * slot_size(first->home->class);
-    void *start =
-            mmap(address_of(first), size, PROT_NONE, GUARD_MAPPING | MAP_FIXED, -1, 0);
-    return start == MAP_FAILED ? -1 : 0;
+    void *start = mmap(address_of(first), n * first->home->pitch, PROT_NONE,
+                       GUARD_MAPPING | MAP_FIXED, -1, 0);
+    if (start == MAP_FAILED) {
+        return -1;
+    }
+    for (slot *s = first; s < first + n; s++) {
+        s->extent = s->reach = 0;
+    }
+    return 0;
 }
 
 NPY_NO_EXPORT void
@@ -211,15 +248,17 @@ npy_deferred_slot_move_pages(slot *from, slot *to)
 {
 #    ifdef MREMAP_DONTUNMAP
     void *target = address_of(to);
-    void *moved = mremap(address_of(from), from->extent, from->extent,
+    size_t nbytes = from->reach <= to->home->pitch ? from->reach : from->extent;
+    void *moved = mremap(address_of(from), nbytes, nbytes,
                          MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target);
     if (moved == target) {
         to->extent = from->extent;
+        to->reach = nbytes;
         return 0;
     }
     /* The target may be unmapped before the move fails; nobody may get it. */
-    mmap(target, slot_size(to->home->class), PROT_NONE,
-         GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1, 0);
+    mmap(target, to->home->pitch, PROT_NONE, GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1,
+         0);
 #    endif
     return -1;
 }
@@ -229,15 +268,15 @@ NPY_NO_EXPORT int
 npy_deferred_slot_fetch_pages(slot *from, slot *to)
 {
     /* At no time are they, or something else, seen at both. */
-    if (mprotect(address_of(from), from->extent, PROT_NONE) < 0) {
+    if (mprotect(address_of(from), from->reach, PROT_NONE) < 0) {
         return -1;
     }
     if (npy_deferred_slot_move_pages(from, to) < 0) {
-        npy_deferred_slot_open(from, from->extent);
+        open_range(address_of(from), from->reach);
         return -1;
     }
-    from->extent = 0;
-    return npy_deferred_slot_open(to, to->extent);
+    from->extent = from->reach = 0;
+    return open_range(address_of(to), to->reach);
 }
 
 #else
@@ -246,6 +285,12 @@ static char *
 map_addresses(size_t NPY_UNUSED(size))
 {
     return NULL;
+}
+
+static int
+may_overcommit(void)
+{
+    return 0;
 }
 
 static int
@@ -282,18 +327,28 @@ npy_deferred_slot_fetch_pages(slot *NPY_UNUSED(from), slot *NPY_UNUSED(to))
 NPY_NO_EXPORT int
 npy_deferred_slot_open(slot *s, size_t nbytes)
 {
-    if (open_range(address_of(s), nbytes) < 0) {
+    /* Else the last bytes would get a huge page. */
+    int may_reach = s->home->pitch >= SPREAD && nbytes % HUGE_PAGE == 0;
+    size_t reach = may_reach && may_overcommit() ? s->home->pitch : nbytes;
+    if (open_range(address_of(s), reach) < 0) {
         return -1;
     }
     s->extent = nbytes;
+    s->reach = reach;
     return 0;
 }
 
 /* ---- reservations and arenas ---- */
 
+static char *
+align(char *address, size_t alignment)
+{
+    return (char *)(((uintptr_t)address + alignment - 1) & ~(alignment - 1));
+}
+
 /* Make at least `size` bytes, whole units, ready to be carved.  0 or -1. */
 static int
-reserve(size_t size)
+reserve(size_t size, size_t alignment)
 {
     size_t wanted = addresses.reservation == 0 ? FIRST_RESERVATION
                     : addresses.reservation < LAST_RESERVATION
@@ -301,13 +356,12 @@ reserve(size_t size)
                             : LAST_RESERVATION;
     for (;; wanted /= 2) {
         wanted = wanted > size ? wanted : size;
-        char *start = map_addresses(wanted + UNIT);
+        char *start = map_addresses(wanted + alignment);
         if (start != NULL) {
-            start = (char *)(((uintptr_t)start + UNIT - 1) & ~(UNIT - 1));
-            addresses.reserved = start;
-            addresses.reserved_end = start + wanted;
+            addresses.reserved = align(start, alignment);
+            addresses.reserved_end = addresses.reserved + wanted;
             addresses.reservation = wanted;
-            addresses.all_reserved += wanted + UNIT;
+            addresses.all_reserved += wanted + alignment;
             return 0;
         }
         if (wanted == size) {
@@ -341,26 +395,32 @@ map_arena(arena *home, size_t size)
 
 /* Cut memory for an arena off the reservation, or NULL. */
 static arena *
-carve(int class, size_t nslots, int accessible)
+carve(int class, size_t nslots, size_t pitch, int accessible)
 {
-    size_t size = (nslots * slot_size(class) + UNIT - 1) & ~(UNIT - 1);
-    if ((size_t)(addresses.reserved_end - addresses.reserved) < size &&
-        reserve(size) < 0) {
-        return NULL;
+    size_t size = (nslots * pitch + UNIT - 1) & ~(UNIT - 1);
+    size_t alignment = pitch >= SPREAD ? SPREAD : UNIT;
+    char *start = align(addresses.reserved, alignment);
+    if (start > addresses.reserved_end ||
+        (size_t)(addresses.reserved_end - start) < size) {
+        if (reserve(size, alignment) < 0) {
+            return NULL;
+        }
+        start = addresses.reserved;
     }
     arena *home = calloc(1, sizeof(*home) + nslots * sizeof(slot));
     if (home == NULL) {
         return NULL;
     }
-    home->start = addresses.reserved;
+    home->start = start;
     home->class = class;
     home->nslots = nslots;
+    home->pitch = pitch;
     if ((accessible && open_range(home->start, size) < 0) ||
         map_arena(home, size) < 0) {
         free(home);
         return NULL;
     }
-    addresses.reserved += size;
+    addresses.reserved = start + size;
     return home;
 }
 
@@ -371,9 +431,15 @@ new_arena(int class, slot_list *list, slot_state state)
     int accessible = state == EMPTY;
     size_t size = slot_size(class);
     size_t nslots = size < LARGE_SLOT ? ARENA_BYTES / size : LARGE_SLOTS;
-    arena *home = carve(class, nslots, accessible);
+    arena *home = NULL;
+    if (size >= LARGE_SLOT && size < SPREAD && may_overcommit()) {
+        home = carve(class, nslots, SPREAD, accessible);
+    }
+    if (home == NULL) {
+        home = carve(class, nslots, size, accessible);
+    }
     if (home == NULL && nslots > 1) {
-        home = carve(class, 1, accessible);
+        home = carve(class, 1, size, accessible);
     }
     if (home == NULL) {
         return -1;
@@ -381,7 +447,7 @@ new_arena(int class, slot_list *list, slot_state state)
     for (size_t i = home->nslots; i-- > 0;) {
         slot *s = &home->slots[i];
         s->home = home;
-        s->extent = accessible ? size : 0;
+        s->extent = s->reach = accessible ? size : 0;
         npy_deferred_slot_push(list, s, state);
     }
     return 0;
@@ -406,7 +472,6 @@ close_empty_slots(int class)
             return;
         }
         for (s = first; s <= last; s++) {
-            s->extent = 0;
             npy_deferred_slot_push(
                     &npy_deferred_slots.ready[class],
                     npy_deferred_slot_take(&npy_deferred_slots.empty[class], s), READY);

@@ -22,6 +22,12 @@
  */
 #define LARGE_SLOT ((size_t)4 << 20)
 #define HUGE_PAGE ((size_t)2 << 20)
+/*
+ * The kernel moves huge pages one by one, and tells all processors that run a thread of
+ * the process of each: 12 us on a virtual machine.  A whole GiB is one entry of its
+ * tables, whatever is in it; so large slots lie that far apart, if addresses are free.
+ */
+#define SPREAD ((size_t)1 << 30)
 /* Sizes of slots: a page, twice, four times... */
 #define NCLASSES 36
 
@@ -41,7 +47,8 @@ struct npy_deferred_slot {
     slot *twin;           /* TAKEN: the guard of a block, the block of a guard */
     PyArrayObject *array; /* weak: the pending array whose guard it is */
     size_t nbytes;        /* TAKEN: of the array, in whole pages */
-    size_t extent;        /* accessible bytes, from the start */
+    size_t extent;        /* bytes that have pages, from the start */
+    size_t reach;         /* accessible bytes, no fewer: all of a large slot, or that */
     npy_uint64 stamp;     /* when it became WARM */
     slot_state state;
     int wanted; /* somebody has touched the guard: values must come here */
@@ -51,7 +58,7 @@ struct npy_deferred_slot {
 struct npy_deferred_arena {
     char *start;
     int class;
-    size_t nslots;
+    size_t nslots, pitch; /* bytes from slot to slot: their size, or SPREAD */
     slot slots[];
 };
 
@@ -82,7 +89,7 @@ is_large(const slot *s)
 static inline char *
 address_of(const slot *s)
 {
-    return s->home->start + (s - s->home->slots) * slot_size(s->home->class);
+    return s->home->start + (s - s->home->slots) * s->home->pitch;
 }
 
 static inline size_t
@@ -111,7 +118,7 @@ npy_deferred_slot_ready(int class);
 NPY_NO_EXPORT slot *
 npy_deferred_slot_empty(int class);
 
-/* Make the first bytes of a slot accessible.  Returns 0 or -1. */
+/* Make the first bytes of a slot accessible, or more.  Returns 0 or -1. */
 NPY_NO_EXPORT int
 npy_deferred_slot_open(slot *s, size_t nbytes);
 /* Make `n` slots side by side inaccessible, without pages.  Returns 0 or -1. */
