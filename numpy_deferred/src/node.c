@@ -615,7 +615,9 @@ npy_deferred_flush_dependents(PyArrayObject *owner, int (*calculate)(PyArrayObje
             goto finish;
         }
     }
-    qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
+    if (dependents.n > 0) { /* none may be left after waiting */
+        qsort(dependents.nodes, dependents.n, sizeof(*dependents.nodes), newest_first);
+    }
     companions with = {.together = npy_deferred_stats.together};
     for (npy_intp i = 0; i < dependents.n; i++) {
         npy_deferred_node *node = dependents.nodes[i];
