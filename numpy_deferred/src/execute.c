@@ -50,6 +50,13 @@
  * for the calls of the loops.
  */
 #define BLOCK_BYTES 32768
+/*
+ * The same where more than MEMORY_BYTES is read and written: in short blocks one loop
+ * still waits for memory while the next one begins.  a*b + c of 1e6 complex64 takes
+ * 0.6 of the time, exp(a)*b + c of 1e6 float64 0.8; of what is in the cache, 1.05.
+ */
+#define FAR_BLOCK_BYTES 12288
+#define MEMORY_BYTES ((npy_intp)4 << 20)
 #define MIN_BLOCK 128
 #define MAX_BLOCK 4096
 #define SLOT_ALIGNMENT 64
@@ -179,8 +186,19 @@ slot_bytes(const npy_deferred_plan *plan, int by_units)
     return nbytes;
 }
 
+/* Bytes of all that is read and written. */
 static npy_intp
-block_length(const npy_deferred_plan *plan, int by_units)
+footprint(const npy_deferred_walk *walk)
+{
+    npy_intp nbytes = PyArray_NBYTES(walk->out);
+    for (int i = 0; i < walk->expression->noperands; i++) {
+        nbytes += PyArray_NBYTES(walk->expression->operands[i]);
+    }
+    return nbytes;
+}
+
+static npy_intp
+block_length(const npy_deferred_plan *plan, const npy_deferred_walk *walk, int by_units)
 {
     npy_intp nbytes = slot_bytes(plan, by_units);
     npy_intp unit = by_units ? NPY_DEFERRED_TILE_LENGTH : NPY_DEFERRED_BLOCK_UNIT;
@@ -190,14 +208,15 @@ block_length(const npy_deferred_plan *plan, int by_units)
     for (int i = 0; i <= plan->out; i++) { /* operands and result */
         nbytes += plan->values[i].stride == 0 ? 0 : plan->values[i].descr->elsize;
     }
-    npy_intp block = (BLOCK_BYTES / PyArray_MAX(nbytes, 1)) & -unit;
+    npy_intp bytes = footprint(walk) > MEMORY_BYTES ? FAR_BLOCK_BYTES : BLOCK_BYTES;
+    npy_intp block = (bytes / PyArray_MAX(nbytes, 1)) & -unit;
     return block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
 }
 
 NPY_NO_EXPORT npy_intp
 npy_deferred_block_length(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
-    return block_length(plan, has_units(plan, walk));
+    return block_length(plan, walk, has_units(plan, walk));
 }
 
 NPY_NO_EXPORT int
@@ -262,8 +281,8 @@ allocate_scratch(run_state *state)
     npy_deferred_plan *plan = state->plan;
     int by_units = has_units(plan, state->walk);
     npy_intp slots = 0, saved = 0, packs = 0;
-    state->step_block = PyArray_MIN(block_length(plan, 0), LOOK_EVERY);
-    state->block = by_units ? block_length(plan, 1) : state->step_block;
+    state->step_block = PyArray_MIN(block_length(plan, state->walk, 0), LOOK_EVERY);
+    state->block = by_units ? block_length(plan, state->walk, 1) : state->step_block;
     if (plan->nslots > 0) {
         slots = PyArray_MAX(scratch_bytes(state, 0), scratch_bytes(state, by_units));
     }
@@ -944,11 +963,7 @@ shared_cache(void)
 static int
 is_streaming(const npy_deferred_walk *walk, int nthreads)
 {
-    npy_intp nbytes = PyArray_NBYTES(walk->out);
-    for (int i = 0; i < walk->expression->noperands; i++) {
-        nbytes += PyArray_NBYTES(walk->expression->operands[i]);
-    }
-    return nbytes > shared_cache() / (nthreads > 1 ? 1 : 2);
+    return footprint(walk) > shared_cache() / (nthreads > 1 ? 1 : 2);
 }
 
 NPY_NO_EXPORT int
