@@ -398,7 +398,7 @@ static arena *
 carve(int class, size_t nslots, size_t pitch, int accessible)
 {
     size_t size = (nslots * pitch + UNIT - 1) & ~(UNIT - 1);
-    size_t alignment = pitch >= SPREAD ? SPREAD : UNIT;
+    size_t alignment = pitch >= SPREAD && may_overcommit() ? SPREAD : UNIT;
     char *start = align(addresses.reserved, alignment);
     if (start > addresses.reserved_end ||
         (size_t)(addresses.reserved_end - start) < size) {
