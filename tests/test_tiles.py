@@ -498,7 +498,7 @@ class TestLoops:
     @pytest.mark.parametrize(
         ("function", "expected"),
         [
-            (lambda a, b: np.maximum(a * b, 2) - b, (1, 3)),
+            (lambda a, b: np.clip(np.maximum(a * b, 2), 3, 5) - b, (1, 4)),
             (lambda a, b: np.minimum(a, b - a) + np.clip(a, a, b), (2, 4)),
         ],
     )

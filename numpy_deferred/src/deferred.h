@@ -473,8 +473,9 @@ typedef struct {
     npy_intp panel;                                  /* elements that are together */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
     npy_deferred_runs runs;
-    int fresh;    /* nobody sees what is written before all of it is */
-    int overlaps; /* some operand is where the result is written */
+    npy_intp nbytes; /* of all that is read and written */
+    int fresh;       /* nobody sees what is written before all of it is */
+    int overlaps;    /* some operand is where the result is written */
 } npy_deferred_walk;
 
 /*

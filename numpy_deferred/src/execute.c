@@ -186,17 +186,6 @@ slot_bytes(const npy_deferred_plan *plan, int by_units)
     return nbytes;
 }
 
-/* Bytes of all that is read and written. */
-static npy_intp
-footprint(const npy_deferred_walk *walk)
-{
-    npy_intp nbytes = PyArray_NBYTES(walk->out);
-    for (int i = 0; i < walk->expression->noperands; i++) {
-        nbytes += PyArray_NBYTES(walk->expression->operands[i]);
-    }
-    return nbytes;
-}
-
 static npy_intp
 block_length(const npy_deferred_plan *plan, const npy_deferred_walk *walk, int by_units)
 {
@@ -208,7 +197,7 @@ block_length(const npy_deferred_plan *plan, const npy_deferred_walk *walk, int b
     for (int i = 0; i <= plan->out; i++) { /* operands and result */
         nbytes += plan->values[i].stride == 0 ? 0 : plan->values[i].descr->elsize;
     }
-    npy_intp bytes = footprint(walk) > MEMORY_BYTES ? FAR_BLOCK_BYTES : BLOCK_BYTES;
+    npy_intp bytes = walk->nbytes > MEMORY_BYTES ? FAR_BLOCK_BYTES : BLOCK_BYTES;
     npy_intp block = (bytes / PyArray_MAX(nbytes, 1)) & -unit;
     return block < MIN_BLOCK ? MIN_BLOCK : block > MAX_BLOCK ? MAX_BLOCK : block;
 }
@@ -963,7 +952,7 @@ shared_cache(void)
 static int
 is_streaming(const npy_deferred_walk *walk, int nthreads)
 {
-    return footprint(walk) > shared_cache() / (nthreads > 1 ? 1 : 2);
+    return walk->nbytes > shared_cache() / (nthreads > 1 ? 1 : 2);
 }
 
 NPY_NO_EXPORT int

@@ -385,8 +385,11 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     walk->rows = walk->packed = 0;
     walk->fresh = target == NPY_DEFERRED_FRESH;
     walk->overlaps = 0;
-    for (int i = 0; !walk->fresh && i < noperands; i++) {
-        walk->overlaps |= solve_may_share_memory(expression->operands[i], out, 1) != 0;
+    walk->nbytes = PyArray_NBYTES(out);
+    for (int i = 0; i < noperands; i++) {
+        PyArrayObject *operand = expression->operands[i];
+        walk->nbytes += PyArray_NBYTES(operand);
+        walk->overlaps |= !walk->fresh && solve_may_share_memory(operand, out, 1) != 0;
     }
     if (is_direct(expression, out, target)) {
         for (int i = 0; i <= noperands; i++) {
