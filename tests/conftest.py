@@ -10,10 +10,15 @@ import pytest
 
 from helpers import leftovers
 
+#: What no program is worth to be compiled for.
+NEVER = 2**63 - 1
+
 
 def pytest_sessionstart():
     with np.deferredstate(True):
         assert (np.zeros(1) + 1).flags.deferred, "NumPy was imported before this"
+    # Small work is compiled at once, too.
+    np._core._multiarray_umath._deferred_set_code_worth(0)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +32,15 @@ def deferred():
     """The test runs with deferral on."""
     with np.deferredstate(True):
         yield
+
+
+@pytest.fixture(params=["compiled", "interpreted"])
+def machine(request):
+    """How tile programs run; a test that has it runs both ways."""
+    worth = 0 if request.param == "compiled" else NEVER
+    previous = np._core._multiarray_umath._deferred_set_code_worth(worth)
+    yield request.param
+    np._core._multiarray_umath._deferred_set_code_worth(previous)
 
 
 @pytest.fixture

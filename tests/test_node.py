@@ -237,6 +237,7 @@ class TestPending:
             "flushed": 0,
             "late": 0,
             "exposed": 0,
+            "compiled": counters.compiled,
         }
 
     def test_stats_calculate_nothing(self):

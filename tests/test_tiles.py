@@ -20,6 +20,8 @@ from helpers.compare import assert_same, comparison
 from helpers.layouts import contiguous, negative, operand, strided, swapped, unaligned
 from helpers.values import values
 
+pytestmark = pytest.mark.usefixtures("machine")
+
 FLOATS = {
     2: (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.minimum),
     1: (np.negative, np.absolute, np.square, np.sqrt),

@@ -499,7 +499,8 @@ def stats():
         ``released``, arrays dropped without being calculated; ``flushed``,
         writes that made the readers of the memory be calculated first;
         ``late``, reads and writes that no hook announced and that made arrays be
-        calculated, as of compiled code that was built without this NumPy's headers.
+        calculated, as of compiled code that was built without this NumPy's headers;
+        ``compiled``, parts of expressions that were made machine code.
 
     Examples
     --------

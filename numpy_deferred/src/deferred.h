@@ -145,6 +145,7 @@ typedef struct {
     npy_intp released;   /* nodes dropped without being calculated */
     npy_intp flushed;    /* writes that found dependents */
     npy_intp late;       /* calculated by PyArray_DATA, not by a hook */
+    npy_intp compiled;   /* tile programs made machine code */
 } npy_deferred_counters;
 
 extern NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
@@ -608,7 +609,10 @@ typedef struct {
     int reads_status;            /* before it, as it may clear what others raised */
     npy_deferred_tile_type type; /* NONE: no program */
     int code, args, nargs;       /* where the plan has the program */
-    npy_deferred_tile_machine *machine; /* set by execute.c */
+    npy_deferred_tile_machine *machine;   /* set by execute.c */
+    npy_deferred_tile_code *machine_code; /* owned by the plan, no copy; may be NULL */
+    npy_deferred_tile_streams streams;    /* how that stores */
+    int was_compiled;                     /* or it was tried */
 } npy_deferred_unit;
 
 /* Scratch memory for values, one after the other. */
@@ -626,6 +630,8 @@ typedef struct npy_deferred_plan_key npy_deferred_plan_key;
 typedef struct {
     int nvalues, nsteps, nslots, nunits;
     int nallocated; /* steps that there is memory for */
+    int is_copy;    /* which owns no machine code */
+    npy_intp work;  /* elements, times steps, that it has been run for */
     int out;        /* the value that is the result */
     npy_deferred_value *values;
     npy_deferred_step *steps;
@@ -684,6 +690,36 @@ NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what);
 
+/* ---- machine_code.c: tile programs as machine code ---- */
+
+/* Elements, times steps, after which the programs of a plan are compiled. */
+extern NPY_NO_EXPORT npy_intp npy_deferred_code_worth;
+/*
+ * New pages with the code, which are to be freed; NULL: it cannot be had, or has an
+ * instruction that is not known.  No exception is set.
+ */
+NPY_NO_EXPORT npy_deferred_tile_code *
+npy_deferred_code_new(npy_deferred_tile_type type,
+                      const npy_deferred_tile_instruction *code,
+                      const npy_deferred_tile_arg *args, int nargs,
+                      const npy_intp strides[], npy_deferred_tile_streams streams);
+/* Does nothing for NULL. */
+NPY_NO_EXPORT void
+npy_deferred_code_free(npy_deferred_tile_code *code);
+/* Compile the programs of a plan that is about to be run, once it is worth it. */
+NPY_NO_EXPORT void
+npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
+                     int streams);
+/* Whether code that stores like this may run there. */
+static inline int
+npy_deferred_is_aligned_for(const void *address, npy_deferred_tile_streams streams)
+{
+    npy_uintp unit = streams == NPY_DEFERRED_TILE_STREAM_VECTORS  ? 32
+                     : streams == NPY_DEFERRED_TILE_STREAM_HALVES ? 16
+                                                                  : 1;
+    return (npy_uintp)address % unit == 0;
+}
+
 /* ---- execute.c: run a plan ---- */
 
 /*
@@ -741,6 +777,7 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
 typedef struct {
     const npy_deferred_walk *walk; /* borrowed */
     npy_deferred_tile_machine *machine;
+    npy_deferred_tile_type type;
     npy_deferred_tile_program program;
     npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
     char *data[NPY_DEFERRED_TILE_MAX_ARGS];

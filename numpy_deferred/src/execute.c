@@ -425,11 +425,16 @@ run_program(const run_state *state, const npy_deferred_unit *unit, npy_intp n)
             .strides = strides,
             .overlaps = state->walk->overlaps,
             .streams = state->streams,
+            .machine_code = unit->machine_code,
     };
     for (int i = 0; i < unit->nargs; i++) {
         const npy_deferred_value *value = &plan->values[program.args[i].value];
         data[i] = value->data;
         strides[i] = value->stride;
+        if (program.args[i].access == NPY_DEFERRED_TILE_WRITTEN &&
+            !npy_deferred_is_aligned_for(data[i], unit->streams)) {
+            program.machine_code = NULL;
+        }
     }
     return unit->machine(&program, data, n);
 }
@@ -966,6 +971,7 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
     }
     int nthreads = npy_deferred_threads_for(plan, walk);
     state.streams = is_streaming(walk, nthreads);
+    npy_deferred_compile(plan, walk, state.streams);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
     npy_deferred_progress_end(state.progress, result);
@@ -993,6 +999,7 @@ npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, in
     /* The first one has the plan itself, which copies are made of before. */
     run_state *first = &evaluators[0].state;
     *first = new_state(plan, walk);
+    npy_deferred_compile(plan, walk, 0);
     int result = 0;
     for (int i = 1; i < n && result == 0; i++) {
         result = copy_state(&evaluators[i].state, first);
@@ -1032,6 +1039,7 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     }
     lone->walk = state->walk;
     lone->machine = unit->machine;
+    lone->type = unit->type;
     lone->wanted = state->wanted;
     lone->row = state->walk->rows ? -2 : 0; /* nowhere, or the only one */
     lone->program = (npy_deferred_tile_program){
@@ -1039,6 +1047,7 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
             .code = &plan->tile_code[unit->code],
             .args = &plan->tile_args[unit->args],
             .strides = lone->strides,
+            .machine_code = unit->machine_code,
     };
     for (int i = 0; i < unit->nargs; i++) {
         const npy_deferred_value *value = &plan->values[lone->program.args[i].value];

@@ -254,6 +254,12 @@ set_gil_worth(PyObject *NPY_UNUSED(module), PyObject *arg)
 }
 
 static PyObject *
+set_code_worth(PyObject *NPY_UNUSED(module), PyObject *arg)
+{
+    return change_limit(&npy_deferred_code_worth, arg, "machine code");
+}
+
+static PyObject *
 get_num_threads(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     return PyLong_FromLong(npy_deferred_get_num_threads());
@@ -280,14 +286,14 @@ static PyObject *
 stats(PyObject *NPY_UNUSED(module), PyObject *NPY_UNUSED(noarg))
 {
     const npy_deferred_counters *counters = &npy_deferred_stats;
-    return Py_BuildValue("{sn sn sn sn sn sn sn sn sn sn sn sn}", "pending",
+    return Py_BuildValue("{sn sn sn sn sn sn sn sn sn sn sn sn sn}", "pending",
                          npy_deferred_npending, "held", npy_deferred_total_held_bytes(),
                          "cached", npy_deferred_cached_bytes(), "captured",
                          counters->captured, "exposed", counters->exposed, "calculated",
                          counters->calculated, "fused", counters->fused, "reduced",
                          counters->reduced, "together", counters->together, "released",
                          counters->released, "flushed", counters->flushed, "late",
-                         counters->late);
+                         counters->late, "compiled", counters->compiled);
 }
 
 /* The marks that ndarray.flags shows; a flags object of no array has none. */
@@ -366,6 +372,7 @@ static PyMethodDef methods[] = {
         {"_deferred_get_cache_limit", get_cache_limit, METH_NOARGS, NULL},
         {"_deferred_set_cache_limit", set_cache_limit, METH_O, NULL},
         {"_deferred_get_protect_limit", get_protect_limit, METH_NOARGS, NULL},
+        {"_deferred_set_code_worth", set_code_worth, METH_O, NULL},
         {"_deferred_set_gil_worth", set_gil_worth, METH_O, NULL},
         {"_deferred_set_protect_limit", set_protect_limit, METH_O, NULL},
         {"_deferred_get_num_threads", get_num_threads, METH_NOARGS, NULL},

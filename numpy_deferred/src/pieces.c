@@ -90,6 +90,7 @@ npy_deferred_pieces_clear(npy_deferred_pieces *pieces)
 {
     PyMem_RawFree(pieces->memory);
     PyMem_RawFree(pieces->folding);
+    npy_deferred_code_free(pieces->folding_code);
     NPY_cast_info_xfree(&pieces->cast);
 }
 
@@ -155,6 +156,22 @@ run_program(npy_deferred_pieces *pieces, npy_intp position, npy_intp n)
     return result != 0 ? result : after_program(pieces, n);
 }
 
+/* The machine code is not kept, so it must be worth it at once. */
+#define COMPILED_FOLDS 16
+
+static void
+compile_folding(npy_deferred_pieces *pieces, npy_intp length)
+{
+    const npy_deferred_tile_program *program = &pieces->lone.program;
+    npy_intp work = PyArray_SIZE(pieces->walk->out) * length;
+    if (program->machine_code != NULL &&
+        work / COMPILED_FOLDS >= npy_deferred_code_worth) {
+        pieces->folding_code = npy_deferred_code_new(
+                pieces->lone.type, pieces->folding, program->args, program->nargs,
+                program->strides, NPY_DEFERRED_TILE_NO_STREAM);
+    }
+}
+
 NPY_NO_EXPORT int
 npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction)
 {
@@ -179,6 +196,7 @@ npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction)
     memcpy(pieces->folding, code, nbytes);
     pieces->folding[length - 1].code = (npy_uint16)instruction;
     pieces->folded = align((char *)pieces->folding + nbytes);
+    compile_folding(pieces, length);
     return 0;
 }
 
@@ -189,6 +207,7 @@ npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
     npy_deferred_lone_program *lone = &pieces->lone;
     npy_deferred_tile_program program = lone->program;
     program.code = pieces->folding;
+    program.machine_code = pieces->folding_code;
     npy_deferred_program_seek(lone, position);
     lone->data[lone->out] = into;
     int nans = lone->machine(&program, lone->data, n);

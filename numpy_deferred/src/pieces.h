@@ -40,6 +40,7 @@ typedef struct {
     npy_intp unsettled; /* elements, from the program, since the status was read */
     /* For npy_deferred_fold; NULL: it cannot be used. */
     npy_deferred_tile_instruction *folding; /* owned: the program */
+    npy_deferred_tile_code *folding_code;   /* owned: as machine code, or NULL */
     char *folded; /* in it, aligned: TILE_BYTES, set and read by the user */
     npy_deferred_lone_program lone;
 } npy_deferred_pieces;

@@ -510,6 +510,7 @@ npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *w
         copy->nslots = plan->nslots;
         copy->nunits = plan->nunits;
         copy->out = plan->out;
+        copy->is_copy = 1;
         memcpy(copy->values, plan->values, plan->nvalues * sizeof(*plan->values));
         memcpy(copy->steps, plan->steps, plan->nsteps * sizeof(*plan->steps));
         for (int i = 0; i < copy->nsteps; i++) {
@@ -542,6 +543,9 @@ npy_deferred_plan_free(npy_deferred_plan *plan)
 {
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step_unbind(&plan->steps[i]);
+    }
+    for (int i = 0; i < plan->nunits && !plan->is_copy; i++) {
+        npy_deferred_code_free(plan->units[i].machine_code);
     }
     PyMem_Free(plan->key);
     PyMem_Free(plan);

@@ -129,6 +129,20 @@ read_guard_mode(void)
     return -1;
 }
 
+static int
+read_machine_code(void)
+{
+    npy_intp is_made = 1;
+    if (read_number("NUMPY_DEFERRED_MACHINE_CODE", "0, for never, or more", 0,
+                    &is_made) < 0) {
+        return -1;
+    }
+    if (!is_made) {
+        npy_deferred_code_worth = NPY_MAX_INTP;
+    }
+    return 0;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_state_init(PyObject *module)
 {
@@ -136,7 +150,7 @@ npy_deferred_state_init(PyObject *module)
         read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_CACHE_BYTES", &npy_deferred_cache_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_PROTECT_BYTES", &npy_deferred_protect_limit) < 0 ||
-        read_num_threads() < 0 || read_guard_mode() < 0) {
+        read_num_threads() < 0 || read_guard_mode() < 0 || read_machine_code() < 0) {
         return -1;
     }
     if (is_set("NUMPY_DEFERRED_PROTECT_BYTES")) {

@@ -130,13 +130,27 @@ typedef struct {
     npy_uint8 elsize;
 } npy_deferred_tile_arg;
 
+/*
+ * A program as machine code (machine_code.c): run it on elements from `start` to `end`,
+ * whole tiles of 128 bytes, one at least.  Returns as a machine.
+ */
+typedef int(npy_deferred_tile_code)(char *const data[], npy_intp start, npy_intp end);
+
+/* How that stores what is to be streamed. */
+typedef enum {
+    NPY_DEFERRED_TILE_NO_STREAM,
+    NPY_DEFERRED_TILE_STREAM_VECTORS, /* where it is aligned for 32 bytes */
+    NPY_DEFERRED_TILE_STREAM_HALVES,  /* for 16, as malloc's memory is */
+} npy_deferred_tile_streams;
+
 typedef struct {
     int nargs;
     int overlaps; /* whether what is written may be read too */
     int streams;  /* whether STREAM goes past the cache, else it is STORE */
     const npy_deferred_tile_instruction *code;
     const npy_deferred_tile_arg *args;
-    const npy_intp *strides; /* bytes, for each argument */
+    const npy_intp *strides;              /* bytes, for each argument */
+    npy_deferred_tile_code *machine_code; /* the same; NULL: there is none */
 } npy_deferred_tile_program;
 
 #define NPY_DEFERRED_TILE_MAX_ARGS 33

@@ -1,0 +1,279 @@
+/*
+ * Tile programs as machine code, for x86-64 with AVX2: see tiles.h, x86.h.
+ *
+ * The machine of tiles.dispatch.c.src jumps from instruction to instruction, which
+ * takes longer than what most of them do.  Here a program becomes a loop of straight
+ * code over tiles of four vectors: the same operations in the same order, so the same
+ * bits and the same floating-point status.  Banks are registers, what is in memory for
+ * the whole tile waits in registers that no bank needs, and addresses are looked up
+ * once.
+ *
+ * A program has pages of its own, owned by its plan, which are written first and then
+ * made executable, never both.  Where that is not allowed, or on other processors, the
+ * machine goes on as it did.
+ */
+#define NPY_DEFERRED_IMPLEMENTATION
+#define NPY_NO_DEPRECATED_API NPY_API_VERSION
+#define _MULTIARRAYMODULE
+#define _UMATHMODULE
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "numpy/arrayobject.h"
+
+#include "deferred.h"
+#include "x86.h"
+
+NPY_NO_EXPORT npy_intp npy_deferred_code_worth = 1 << 15;
+
+#if NPY_DEFERRED_HAVE_X86
+
+#    include "npy_cpu_features.h"
+
+#    include <sys/mman.h>
+#    include <unistd.h>
+
+/* What keeps addresses of arguments; from the sixth on they are the caller's. */
+static const int keepers[] = {RSI, R8, R9, R10, R11, RBP, R12, R13, R14, R15};
+#    define NKEEPERS ((int)(sizeof(keepers) / sizeof(*keepers)))
+#    define CALLERS_KEEPER 5
+
+/* Which vectors no bank is in, some of them at most. */
+static int
+find_free_vectors(const npy_deferred_tile_instruction *code, int vectors[])
+{
+    int used[NPY_DEFERRED_TILE_BANKS] = {0}, n = 0;
+    for (; code->code != NPY_DEFERRED_TILE_END; code++) {
+        int bank = code->code / NPY_DEFERRED_TILE_OPERATIONS;
+        int operation = code->code % NPY_DEFERRED_TILE_OPERATIONS;
+        used[bank] = 1;
+        if (operation % NPY_DEFERRED_TILE_FORMS == NPY_DEFERRED_TILE_FROM_LAST &&
+            operation < NPY_DEFERRED_TILE_NEGATIVE) {
+            used[NPY_DEFERRED_TILE_BANKS - 1] = 1;
+        }
+    }
+    for (int i = 0; i < NPY_DEFERRED_TILE_BANKS * VECTORS; i++) {
+        if (!used[i / VECTORS]) {
+            vectors[n++] = i;
+        }
+    }
+    return n;
+}
+
+/* Whether the elements of an argument are gone through by its address. */
+static int
+is_strided(const assembly *a, int arg)
+{
+    return a->args[arg].access == NPY_DEFERRED_TILE_READ &&
+           a->strides[arg] != a->args[arg].elsize;
+}
+
+/* The address of the element to begin with. */
+static void
+begin_strided(assembly *a, int arg)
+{
+    npy_intp most = a->strides[arg] * VECTORS * lanes(a);
+    a->unknown |= a->keeper[arg] < 0 || most != (int)most;
+    number(a, 0xC86948, 3); /* imul rcx, rax, stride */
+    number(a, (npy_uint64)a->strides[arg], 4);
+    byte(a, 0x48 | (a->keeper[arg] >= 8)); /* add keeper, rcx */
+    byte(a, 0x01);
+    byte(a, 0xC0 | RCX << 3 | (a->keeper[arg] & 7));
+}
+
+static void
+advance_strided(assembly *a, int arg)
+{
+    byte(a, 0x48 | (a->keeper[arg] >= 8)); /* add keeper, a tile */
+    byte(a, 0x81);
+    byte(a, 0xC0 | (a->keeper[arg] & 7));
+    number(a, (npy_uint64)(a->strides[arg] * VECTORS * lanes(a)), 4);
+}
+
+/* Keep what the loop needs of its arguments in registers, as long as there are some. */
+static void
+keep_arguments(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+{
+    int vectors[NPY_DEFERRED_TILE_BANKS * VECTORS];
+    int nvectors = find_free_vectors(code, vectors), nkept = 0;
+    for (int i = 0; i < nargs; i++) {
+        a->keeper[i] = a->waiting[i] = -1;
+        if (a->args[i].access != NPY_DEFERRED_TILE_READ_SCALAR) {
+            if (nkept < NKEEPERS) {
+                a->keeper[i] = keepers[nkept++];
+                load_address(a, a->keeper[i], i);
+            }
+            if (is_strided(a, i)) {
+                begin_strided(a, i);
+            }
+        }
+        else if (nvectors > 0) {
+            operand from = {-1, SCRATCH, 0, 0};
+            load_address(a, SCRATCH, i);
+            a->waiting[i] = vectors[--nvectors];
+            emit_spread(a, a->waiting[i], from);
+        }
+    }
+}
+
+/* Of the registers that are the caller's, onto the stack or back from there. */
+static void
+save_registers(assembly *a, int restore)
+{
+    int n = NKEEPERS - CALLERS_KEEPER + 1;
+    for (int i = 0; i < n; i++) {
+        int at = restore ? n - 1 - i : i;
+        int saved = at == 0 ? CONSTANTS : keepers[CALLERS_KEEPER + at - 1];
+        if (saved >= 8) {
+            byte(a, 0x41);
+        }
+        byte(a, (restore ? 0x58 : 0x50) + (saved & 7));
+    }
+}
+
+static void
+put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+{
+    const int length = VECTORS * lanes(a);
+    number(a, 0xFA1E0FF3, 4); /* endbr64 */
+    save_registers(a, 0);
+    number(a, 0xF08948, 3); /* mov rax, rsi */
+    number(a, 0xBB48, 2);   /* mov rbx, ... */
+    number(a, (npy_uint64)(npy_uintp)npy_deferred_x86_constants, 8);
+    emit(a, XOR_BITS, NANS, NANS, in_vector(NANS));
+    keep_arguments(a, code, nargs);
+    while ((npy_uintp)a->at % VECTOR_BYTES != 0) {
+        byte(a, 0x90);
+    }
+    npy_uint8 *loop = a->at;
+    for (; code->code != NPY_DEFERRED_TILE_END; code++) {
+        npy_deferred_x86_put(a, code);
+    }
+    for (int i = 0; i < nargs; i++) {
+        if (is_strided(a, i)) {
+            advance_strided(a, i);
+        }
+    }
+    number(a, 0x0548, 2); /* add rax, length */
+    number(a, length, 4);
+    number(a, 0xD03948, 3); /* cmp rax, rdx */
+    number(a, 0x8C0F, 2);   /* jl loop */
+    number(a, (npy_uint64)(loop - (a->at + 4)), 4);
+    emit(a, SIGNS_TO_GENERAL, RAX, 0, in_vector(NANS));
+    number(a, 0x77F8C5, 3); /* vzeroupper */
+    save_registers(a, 1);
+    byte(a, 0xC3); /* ret */
+}
+
+/* What comes before the code in its pages. */
+typedef struct {
+    size_t nbytes;
+} header;
+#    define HEADER_BYTES 64
+/* Of an instruction, four times the most that one of its vectors takes; of the rest. */
+#    define INSTRUCTION_BYTES 384
+#    define REST_BYTES (512 + 32 * NPY_DEFERRED_TILE_MAX_ARGS)
+
+NPY_NO_EXPORT npy_deferred_tile_code *
+npy_deferred_code_new(npy_deferred_tile_type type,
+                      const npy_deferred_tile_instruction *code,
+                      const npy_deferred_tile_arg *args, int nargs,
+                      const npy_intp strides[], npy_deferred_tile_streams streams)
+{
+    static int is_allowed = 1;
+    assembly a = {.type = type, .args = args, .strides = strides, .streams = streams};
+    size_t ncode = 0, page = (size_t)sysconf(_SC_PAGESIZE);
+    if (!is_allowed || !NPY_CPU_HAVE(X86_V3)) {
+        return NULL;
+    }
+    while (code[ncode].code != NPY_DEFERRED_TILE_END) {
+        ncode++;
+    }
+    size_t nbytes = HEADER_BYTES + REST_BYTES + ncode * INSTRUCTION_BYTES;
+    nbytes = (nbytes + page - 1) & ~(page - 1);
+    npy_uint8 *pages = mmap(NULL, nbytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) {
+        return NULL;
+    }
+    a.at = pages + HEADER_BYTES;
+    put_program(&a, code, nargs);
+    assert(a.at <= pages + nbytes);
+    size_t used = ((size_t)(a.at - pages) + page - 1) & ~(page - 1);
+    if (used < nbytes && munmap(pages + used, nbytes - used) == 0) {
+        nbytes = used;
+    }
+    ((header *)pages)->nbytes = nbytes;
+    if (!a.unknown && mprotect(pages, nbytes, PROT_READ | PROT_EXEC) == 0) {
+        return (npy_deferred_tile_code *)(pages + HEADER_BYTES);
+    }
+    /* Some systems never let what was written be run. */
+    is_allowed &= a.unknown;
+    munmap(pages, nbytes);
+    return NULL;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_code_free(npy_deferred_tile_code *code)
+{
+    if (code != NULL) {
+        npy_uint8 *pages = (npy_uint8 *)code - HEADER_BYTES;
+        munmap(pages, ((header *)pages)->nbytes);
+    }
+}
+
+#else
+
+NPY_NO_EXPORT npy_deferred_tile_code *
+npy_deferred_code_new(npy_deferred_tile_type type,
+                      const npy_deferred_tile_instruction *code,
+                      const npy_deferred_tile_arg *args, int nargs,
+                      const npy_intp strides[], npy_deferred_tile_streams streams)
+{
+    return NULL;
+}
+
+NPY_NO_EXPORT void
+npy_deferred_code_free(npy_deferred_tile_code *code)
+{
+}
+
+#endif
+
+NPY_NO_EXPORT void
+npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
+                     int streams)
+{
+    const char *out = PyArray_BYTES(walk->out);
+    npy_deferred_tile_streams how =
+            !streams ? NPY_DEFERRED_TILE_NO_STREAM
+            : npy_deferred_is_aligned_for(out, NPY_DEFERRED_TILE_STREAM_VECTORS)
+                    ? NPY_DEFERRED_TILE_STREAM_VECTORS
+            : npy_deferred_is_aligned_for(out, NPY_DEFERRED_TILE_STREAM_HALVES)
+                    ? NPY_DEFERRED_TILE_STREAM_HALVES
+                    : NPY_DEFERRED_TILE_NO_STREAM;
+    plan->work += PyArray_SIZE(walk->out) * plan->nsteps;
+    if (plan->work < npy_deferred_code_worth) {
+        return;
+    }
+    for (int i = 0; i < plan->nunits; i++) {
+        npy_deferred_unit *unit = &plan->units[i];
+        if (unit->type == NPY_DEFERRED_TILE_NONE ||
+            (unit->was_compiled && unit->streams == how)) {
+            continue;
+        }
+        npy_deferred_tile_arg *args = &plan->tile_args[unit->args];
+        npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
+        for (int j = 0; j < unit->nargs; j++) {
+            strides[j] = plan->values[args[j].value].stride;
+        }
+        npy_deferred_code_free(unit->machine_code);
+        unit->machine_code =
+                npy_deferred_code_new(unit->type, &plan->tile_code[unit->code], args,
+                                      unit->nargs, strides, how);
+        npy_deferred_stats.compiled += unit->machine_code != NULL;
+        unit->streams = how;
+        unit->was_compiled = 1;
+    }
+}

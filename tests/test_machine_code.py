@@ -1,0 +1,227 @@
+"""
+Tile programs as machine code: what is compiled, when, and where that cannot be.
+
+That it gives the same bits is what test_tiles.py tests, both ways.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy._core._multiarray_umath import (
+    __cpu_features__,
+    _deferred_set_code_worth,
+)
+
+from helpers.compare import assert_same, comparison
+from helpers.counting import counted
+from helpers.values import values
+
+pytestmark = pytest.mark.skipif(
+    not __cpu_features__.get("X86_V3") or sys.platform == "win32",
+    reason="there is machine code for x86-64 with AVX2 only",
+)
+
+N = 1000
+
+
+def compiled_by(function, *operands):
+    """How many programs were compiled for the expression, which is right."""
+    with counted() as counters:
+        assert_same(lambda: function(*operands))
+    return counters.compiled
+
+
+@pytest.mark.parametrize("char", "dfilIL")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: a * b + a,
+        lambda a, b: (a - b) * (b - a) - a * 3,
+        lambda a, b: 7 - np.square(a) * -b,
+        lambda a, b: (a > b) & (a <= 3) | (b != 2),
+        lambda a, b: np.where(a == b, a * 2, b - 1),
+        lambda a, b: (a == b) * a + b,
+        lambda a, b: np.ones(N, "?") & (a == b),
+        lambda a, b: a.astype(np.int8) * b + a,
+        lambda a, b: a.astype(np.uint8) * b + a,
+        lambda a, b: a.astype(np.uint16) * b + a,
+    ],
+)
+def test_what_is_compiled(char, function):
+    a, b = (np.arange(i, i + N).astype(char) % 100 for i in (1, 3))
+    unsigned = char in "IL"
+    with np.errstate(all="ignore"):
+        compiled = compiled_by(function, a, b)
+    # Order among unsigned integers, and what is not a safe cast, is for NumPy's loops.
+    assert compiled == 1 or unsigned
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: np.sqrt(a) / b - np.absolute(a),
+        lambda a, b: 2 / (a / b),
+        lambda a, b: np.maximum(a * 2, b) - np.minimum(3, a - b),
+        lambda a, b: np.clip(a * b, 2, 50) + np.clip(a - b, 3, 1),
+        lambda a, b: a.astype("i2") * b,
+    ],
+)
+def test_what_is_compiled_of_floats(char, function):
+    a, b = (np.arange(i, i + N).astype(char) for i in (1, 3))
+    assert compiled_by(lambda a, b: function(a, b) + a, a, b) == 1
+
+
+def test_conversions_to_double():
+    a = values("d", N)
+    with np.errstate(all="ignore"):
+        for char in "fbBhHiIlq":
+            assert compiled_by(lambda x: x * a + x, values(char, N, 2)) == 1, char
+
+
+@pytest.mark.parametrize("every", [-7, -2, -1, 2, 3, 4])
+@pytest.mark.parametrize("char", "dfil")
+def test_strides(char, every):
+    a, b = values(char, abs(every) * N, 1)[::every], values(char, N, 2)
+    with np.errstate(all="ignore"):
+        assert compiled_by(lambda: a * b - (b + a) * a) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_strides_far_from_the_start(threads, num_threads):
+    num_threads(threads)
+    a = np.arange(3 * (500_000.0 + threads))[::-3]
+    assert compiled_by(lambda: a * 2 + a) == 1
+
+
+def test_more_arguments_than_registers():
+    arrays = [np.arange(N) % (i + 3) + 0.5 for i in range(30)]
+
+    def chain():
+        result = arrays[0] * 1.5
+        for i, x in enumerate(arrays[1:]):
+            result = result * x if i % 2 else x - result
+        return result
+
+    with np.errstate(all="ignore"):
+        assert compiled_by(chain) == 1
+
+
+def test_once_it_is_worth_it():
+    """A plan that is kept is compiled when it has run for so many elements."""
+    previous = _deferred_set_code_worth(3 * 2 * N)
+    a, counts = np.arange(N) / 7, []
+    try:
+        with np.deferredstate(True):
+            for _ in range(5):
+                with counted() as counters:
+                    np.deferred.calculate(a * 1.25 - a)
+                counts.append(counters.compiled)
+            with counted() as counters:
+                np.deferred.calculate((np.arange(3 * N) * 1.25) - np.arange(3 * N))
+            counts.append(counters.compiled)
+    finally:
+        _deferred_set_code_worth(previous)
+    assert counts == [0, 0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("offset", [0, 8, 16, 32])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_streaming(offset, threads, num_threads):
+    """Results that do not fit the cache, at all alignments; lengths leave a rest."""
+    num_threads(threads)
+    n = 3_000_001
+    memory = np.empty(8 * n + 128, "u1")
+    start = -memory.ctypes.data % 64 + offset
+    # Another array: the address of this one has been handed out.
+    memory = np.frombuffer(bytearray(8 * n + 128), "u1")
+    start = -memory.__array_interface__["data"][0] % 64 + offset
+    out = memory[start : start + 8 * n].view("d")
+    a, b = np.arange(n) / 3, np.arange(n) % 11 + 0.5
+    with np.deferredstate(True):
+        for last in (n, n - 1, n - 130):
+            out[...] = -1
+            np.add(a[:last] * b[:last], 1, out=out[:last])
+            expected = np.empty(last)
+            with np.deferredstate(False):
+                np.add(a[:last] * b[:last], 1, out=expected)
+                assert out[:last].tobytes() == expected.tobytes()
+                assert (out[last:] == -1).all()
+
+
+def test_nans_and_errors_are_seen():
+    """In every vector of a tile, and in the one that comes twice."""
+    a, b = np.ones(200), np.ones(200)
+    with comparison() as compare, np.errstate(all="warn"):
+        for i in range(200):
+            a[i] = np.nan
+            compare.same(f"NaN at {i}", lambda: (a * b - 3) * -a)
+            compare.same(f"float NaN at {i}", lambda: a.astype("f") * 2 - 1)
+            a[i], b[i] = 1, 0
+            compare.same(f"0 at {i}", lambda: (a - 3) / b + a)
+            b[i] = 1
+
+
+def run(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "NUMPY_DEFERRED_MIN_BYTES": "0", **environment},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+COUNT = """
+    import numpy as np
+    a = np.arange(100_000.0)
+    with np.deferredstate(True):
+        x = a * 2 + a
+        assert x[3] == 9
+    print(np.deferred.stats()["compiled"])
+    """
+
+
+def test_environment():
+    assert run(COUNT)[:2] == (0, "1\n")
+    assert run(COUNT, NUMPY_DEFERRED_MACHINE_CODE="1")[:2] == (0, "1\n")
+    assert run(COUNT, NUMPY_DEFERRED_MACHINE_CODE="0")[:2] == (0, "0\n")
+    status, _, stderr = run(COUNT, NUMPY_DEFERRED_MACHINE_CODE="no")
+    assert status == 1
+    assert "NUMPY_DEFERRED_MACHINE_CODE" in stderr
+
+
+def test_processors_without_avx2():
+    disabled = {"NPY_DISABLE_CPU_FEATURES": "X86_V4 X86_V3"}
+    assert run(COUNT, **disabled)[:2] == (0, "0\n")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_systems_that_do_not_let_it_run():
+    """What was written is never run there; the program is interpreted."""
+    forbid = """
+    import ctypes
+    # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
+    if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:
+        print("unknown")
+    """
+    status, stdout, stderr = run(textwrap.dedent(forbid) + textwrap.dedent(COUNT))
+    if stdout.startswith("unknown"):
+        pytest.skip("Linux before 6.3 cannot forbid it")
+    assert (status, stdout) == (0, "0\n"), stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_plans_give_their_pages_back():
+    """Of 128 plans that are kept, each has one; others have been freed."""
+    maps = Path("/proc/self/maps")
+    before = maps.read_text().count("r-xp")
+    with np.deferredstate(True):
+        for n in range(1, 2000):
+            np.deferred.calculate(np.ones(n) * 2 + 1)
+    assert maps.read_text().count("r-xp") - before <= 128
