@@ -129,6 +129,78 @@ copy_row_by_row(char *to, const char *from, const rows *r, npy_intp size,
     }
 }
 
+/*
+ * Squares of as many rows and columns as a register has elements: a column is read at
+ * a time, a row is written.
+ */
+#if defined(__has_builtin)
+#    if __has_builtin(__builtin_shufflevector)
+#        define HAVE_SQUARES 1
+#    endif
+#endif
+#ifdef HAVE_SQUARES
+typedef npy_uint32 four __attribute__((vector_size(CHUNK)));
+typedef npy_uint64 two __attribute__((vector_size(CHUNK)));
+#    define SHUFFLE __builtin_shufflevector
+
+NPY_FINLINE void
+turn_2_by_2(char *to, npy_intp pitch, const char *from, npy_intp stride)
+{
+    two a, b;
+    memcpy(&a, from, CHUNK);
+    memcpy(&b, from + stride, CHUNK);
+    const two rows[] = {SHUFFLE(a, b, 0, 2), SHUFFLE(a, b, 1, 3)};
+    memcpy(to, &rows[0], CHUNK);
+    memcpy(to + pitch, &rows[1], CHUNK);
+}
+
+NPY_FINLINE void
+turn_4_by_4(char *to, npy_intp pitch, const char *from, npy_intp stride)
+{
+    four a, b, c, d;
+    memcpy(&a, from, CHUNK);
+    memcpy(&b, from + stride, CHUNK);
+    memcpy(&c, from + 2 * stride, CHUNK);
+    memcpy(&d, from + 3 * stride, CHUNK);
+    const two ab = (two)SHUFFLE(a, b, 0, 4, 1, 5), cd = (two)SHUFFLE(c, d, 0, 4, 1, 5);
+    const two ef = (two)SHUFFLE(a, b, 2, 6, 3, 7), gh = (two)SHUFFLE(c, d, 2, 6, 3, 7);
+    const two rows[] = {SHUFFLE(ab, cd, 0, 2), SHUFFLE(ab, cd, 1, 3),
+                        SHUFFLE(ef, gh, 0, 2), SHUFFLE(ef, gh, 1, 3)};
+    for (int i = 0; i < 4; i++) {
+        memcpy(to + i * pitch, &rows[i], CHUNK);
+    }
+}
+#endif
+
+/* How many columns are done of so many rows. */
+NPY_FINLINE npy_intp
+copy_squares(char *to, const char *from, const rows *r, npy_intp size,
+             npy_intp together)
+{
+    npy_intp i = 0;
+#ifdef HAVE_SQUARES
+    const npy_intp side = CHUNK / size, pitch = r->length * size;
+    if (r->distance != size || (size != 4 && size != 8)) {
+        return 0;
+    }
+    for (; i + side <= r->length; i += side) {
+        for (npy_intp k = 0; k < side; k++) {
+            PREFETCH(from + (i + k) * r->stride + (2 * together - 1) * size);
+        }
+        for (npy_intp k = 0; k < together; k += side) {
+            char *square = to + k * pitch + i * size;
+            if (size == 8) {
+                turn_2_by_2(square, pitch, from + i * r->stride + k * size, r->stride);
+            }
+            else {
+                turn_4_by_4(square, pitch, from + i * r->stride + k * size, r->stride);
+            }
+        }
+    }
+#endif
+    return i;
+}
+
 /* As many rows together as have elements in the same cache lines. */
 NPY_FINLINE void
 copy_crossing(char *to, const char *from, const rows *r, npy_intp size)
@@ -136,7 +208,8 @@ copy_crossing(char *to, const char *from, const rows *r, npy_intp size)
     const npy_intp together = CACHE_LINE / size, pitch = r->length * size;
     npy_intp row = 0;
     for (; row + together <= r->count; row += together) {
-        for (npy_intp i = 0; i < r->length; i++) {
+        npy_intp i = copy_squares(to, from, r, size, together);
+        for (; i < r->length; i++) {
             PREFETCH(from + i * r->stride + (2 * together - 1) * r->distance);
             for (npy_intp k = 0; k < together; k++) {
                 memcpy(to + k * pitch + i * size,
