@@ -179,7 +179,7 @@ def run(code, **environment):
 
 COUNT = """
     import numpy as np
-    a = np.arange(100_000.0)
+    a = np.arange(200_000.0)
     with np.deferredstate(True):
         x = a * 2 + a
         assert x[3] == 9

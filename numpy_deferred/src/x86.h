@@ -57,7 +57,7 @@ enum {
 
 /* A program that becomes code. */
 typedef struct {
-    npy_uint8 *at; /* where the next byte goes */
+    npy_uint8 *start, *at; /* of the code; where the next byte goes */
     npy_deferred_tile_type type;
     const npy_deferred_tile_arg *args;
     const npy_intp *strides;
