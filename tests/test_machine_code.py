@@ -225,3 +225,63 @@ def test_plans_give_their_pages_back():
         for n in range(1, 2000):
             np.deferred.calculate(np.ones(n) * 2 + 1)
     assert maps.read_text().count("r-xp") - before <= 128
+
+
+LENGTHS = (1, 63, 64, 72, 100, 128, 136, 255, 256, 257, 1000, 1024, 4100, 20_000)
+
+
+@pytest.mark.parametrize("char", "dfil")
+@pytest.mark.parametrize("name", ["sum", "max", "min", "mean"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_reductions(char, name, threads, num_threads):
+    """Programs that reduce what they do not store, along all axes."""
+    num_threads(threads)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n in LENGTHS:
+            a, b = (np.arange(i, i + 3 * n).astype(char) % 101 for i in (1, 7))
+            for shape in ((3 * n,), (3, n), (n, 3)):
+                x, y = a.reshape(shape) * 3, b.reshape(shape)
+                for axis in range(len(shape)):
+                    compare.same(
+                        f"{shape} {axis}",
+                        lambda x=x, y=y, k=axis: getattr((x - y) * x, name)(axis=k),
+                    )
+            s = a[::2]
+            compare.same(f"strided {n}", lambda s=s: getattr(s * s - 3, name)())
+
+
+def test_reductions_are_compiled():
+    a = np.arange(5001.0)
+    assert compiled_by(lambda: (a * a - 3).sum()) == 2
+    assert compiled_by(lambda: (a * a - 3).sum()) == 0
+    assert compiled_by(lambda: (a * a - 3).max()) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0])
+@pytest.mark.parametrize("char", "df")
+def test_special_values_amid_reductions(char, value):
+    a = np.ones(2000, char)
+    with comparison() as compare, np.errstate(all="warn"):
+        for i in (0, 7, 8, 100, 1023, 1999):
+            a[i] = value
+            compare.same(f"sum {i}", lambda: ((a - 3) * a).sum())
+            compare.same(f"max {i}", lambda: np.abs(a * 1).max())
+            compare.same(f"zeros {i}", lambda: (a * value - a * value).sum())
+            a[i] = 1
+        zeros = np.zeros(2000, char)
+        compare.same("zeros", lambda: (-zeros * 1).sum(initial=-0.0))
+
+
+def test_one_expression_reduced_in_turns():
+    """The plan is the same, what its program ends with is not."""
+    a = np.arange(5000.0)
+    for name in ("sum", "max", "prod", "min", "sum", "any", "max"):
+        with np.errstate(all="ignore"):
+            assert_same(lambda name=name: getattr(a * 0.5 - 1, name)())
+    for worth in (2**63 - 1, 0):
+        previous = _deferred_set_code_worth(worth)
+        try:
+            for name in ("max", "sum", "min"):
+                assert_same(lambda name=name: getattr(a * 0.5 - 1, name)())
+        finally:
+            _deferred_set_code_worth(previous)

@@ -613,6 +613,9 @@ typedef struct {
     npy_deferred_tile_code *machine_code; /* owned by the plan, no copy; may be NULL */
     npy_deferred_tile_streams streams;    /* how that stores */
     int was_compiled;                     /* or it was tried */
+    /* As machine_code, of the program that ends with this instruction instead. */
+    npy_deferred_tile_code *reducing_code;
+    int reducing; /* 0: none has been tried */
 } npy_deferred_unit;
 
 /* Scratch memory for values, one after the other. */
@@ -706,10 +709,13 @@ npy_deferred_code_new(npy_deferred_tile_type type,
 /* Does nothing for NULL. */
 NPY_NO_EXPORT void
 npy_deferred_code_free(npy_deferred_tile_code *code);
-/* Compile the programs of a plan that is about to be run, once it is worth it. */
+/*
+ * Compile the programs of a plan that is about to be run, once it is worth it; the only
+ * one also for a reduction by this instruction, or -1.
+ */
 NPY_NO_EXPORT void
 npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
-                     int streams);
+                     int streams, int reducing);
 /* Whether code that stores like this may run there. */
 static inline int
 npy_deferred_is_aligned_for(const void *address, npy_deferred_tile_streams streams)
@@ -757,9 +763,10 @@ struct npy_deferred_consumer {
 /* Of several that evaluate pieces of a walk that is in order, each in its thread. */
 typedef struct npy_deferred_evaluator npy_deferred_evaluator;
 /* `n` of them, or NULL with an exception set.  They must be freed before the plan,
- * which no others can be made for. */
+ * which no others can be made for.  `reducing`: see npy_deferred_compile. */
 NPY_NO_EXPORT npy_deferred_evaluator *
-npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, int n);
+npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, int n,
+                            int reducing);
 /* The plan gets to know what was raised. */
 NPY_NO_EXPORT void
 npy_deferred_evaluators_free(npy_deferred_evaluator *evaluators, int n);
@@ -777,8 +784,8 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
 typedef struct {
     const npy_deferred_walk *walk; /* borrowed */
     npy_deferred_tile_machine *machine;
-    npy_deferred_tile_type type;
     npy_deferred_tile_program program;
+    npy_deferred_tile_code *reducing_code; /* borrowed; may be NULL */
     npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
     char *data[NPY_DEFERRED_TILE_MAX_ARGS];
     int operands[NPY_DEFERRED_TILE_MAX_ARGS]; /* of the walk, or -1 */

@@ -80,8 +80,9 @@ typedef struct {
     char *saved;      /* in it: what a block of the result was before */
     char *packs;      /* in it: the operands of a panel that are packed */
     npy_deferred_progress *progress; /* NULL: not shown */
-    int streams; /* whether large results are written past the cache */
-    char *into;  /* borrowed: instead of walk->out, from the start on; or NULL */
+    int streams;  /* whether large results are written past the cache */
+    char *into;   /* borrowed: instead of walk->out, from the start on; or NULL */
+    int reducing; /* of an evaluator: the instruction by which a program reduces */
 } run_state;
 
 /* A calculation in which so many blocks had to be run again goes on by steps. */
@@ -971,7 +972,7 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
     }
     int nthreads = npy_deferred_threads_for(plan, walk);
     state.streams = is_streaming(walk, nthreads);
-    npy_deferred_compile(plan, walk, state.streams);
+    npy_deferred_compile(plan, walk, state.streams, -1);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
     PyMem_RawFree(state.scratch);
     npy_deferred_progress_end(state.progress, result);
@@ -989,7 +990,8 @@ struct npy_deferred_evaluator {
 };
 
 NPY_NO_EXPORT npy_deferred_evaluator *
-npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, int n)
+npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, int n,
+                            int reducing)
 {
     npy_deferred_evaluator *evaluators = PyMem_Calloc(n, sizeof(*evaluators));
     if (evaluators == NULL) {
@@ -999,7 +1001,8 @@ npy_deferred_evaluators_new(npy_deferred_plan *plan, npy_deferred_walk *walk, in
     /* The first one has the plan itself, which copies are made of before. */
     run_state *first = &evaluators[0].state;
     *first = new_state(plan, walk);
-    npy_deferred_compile(plan, walk, 0);
+    first->reducing = reducing;
+    npy_deferred_compile(plan, walk, 0, reducing);
     int result = 0;
     for (int i = 1; i < n && result == 0; i++) {
         result = copy_state(&evaluators[i].state, first);
@@ -1039,7 +1042,8 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     }
     lone->walk = state->walk;
     lone->machine = unit->machine;
-    lone->type = unit->type;
+    lone->reducing_code =
+            unit->reducing == state->reducing ? unit->reducing_code : NULL;
     lone->wanted = state->wanted;
     lone->row = state->walk->rows ? -2 : 0; /* nowhere, or the only one */
     lone->program = (npy_deferred_tile_program){

@@ -44,9 +44,16 @@ static const int keepers[] = {RSI, R8, R9, R10, R11, RBP, R12, R13, R14, R15};
 #    define NKEEPERS ((int)(sizeof(keepers) / sizeof(*keepers)))
 #    define CALLERS_KEEPER 5
 
+static int
+sums_eighths(const assembly *a)
+{
+    return a->vectors != VECTORS;
+}
+
 /* Which vectors no bank is in, some of them at most. */
 static int
-find_free_vectors(const npy_deferred_tile_instruction *code, int vectors[])
+find_free_vectors(const assembly *a, const npy_deferred_tile_instruction *code,
+                  int vectors[])
 {
     int used[NPY_DEFERRED_TILE_BANKS] = {0}, n = 0;
     for (; code->code != NPY_DEFERRED_TILE_END; code++) {
@@ -59,7 +66,8 @@ find_free_vectors(const npy_deferred_tile_instruction *code, int vectors[])
         }
     }
     for (int i = 0; i < NPY_DEFERRED_TILE_BANKS * VECTORS; i++) {
-        if (!used[i / VECTORS]) {
+        int is_sum = sums_eighths(a) && i >= EIGHTHS && i < VECTORS;
+        if ((!used[i / VECTORS] || i % VECTORS >= a->vectors) && !is_sum) {
             vectors[n++] = i;
         }
     }
@@ -78,7 +86,7 @@ is_strided(const assembly *a, int arg)
 static void
 begin_strided(assembly *a, int arg)
 {
-    npy_intp most = a->strides[arg] * VECTORS * lanes(a);
+    npy_intp most = a->strides[arg] * a->vectors * lanes(a);
     a->unknown |= a->keeper[arg] < 0 || most != (int)most;
     number(a, 0xC86948, 3); /* imul rcx, rax, stride */
     number(a, (npy_uint64)a->strides[arg], 4);
@@ -93,7 +101,7 @@ advance_strided(assembly *a, int arg)
     byte(a, 0x48 | (a->keeper[arg] >= 8)); /* add keeper, a tile */
     byte(a, 0x81);
     byte(a, 0xC0 | (a->keeper[arg] & 7));
-    number(a, (npy_uint64)(a->strides[arg] * VECTORS * lanes(a)), 4);
+    number(a, (npy_uint64)(a->strides[arg] * a->vectors * lanes(a)), 4);
 }
 
 /* Keep what the loop needs of its arguments in registers, as long as there are some. */
@@ -101,7 +109,7 @@ static void
 keep_arguments(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
 {
     int vectors[NPY_DEFERRED_TILE_BANKS * VECTORS];
-    int nvectors = find_free_vectors(code, vectors), nkept = 0;
+    int nvectors = find_free_vectors(a, code, vectors), nkept = 0;
     for (int i = 0; i < nargs; i++) {
         a->keeper[i] = a->waiting[i] = -1;
         if (a->args[i].access != NPY_DEFERRED_TILE_READ_SCALAR) {
@@ -140,7 +148,7 @@ save_registers(assembly *a, int restore)
 static void
 put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
 {
-    const int length = VECTORS * lanes(a);
+    const int length = a->vectors * lanes(a);
     number(a, 0xFA1E0FF3, 4); /* endbr64 */
     save_registers(a, 0);
     number(a, 0xF08948, 3); /* mov rax, rsi */
@@ -148,6 +156,9 @@ put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
     number(a, (npy_uint64)(npy_uintp)npy_deferred_x86_constants, 8);
     emit(a, XOR_BITS, NANS, NANS, in_vector(NANS));
     keep_arguments(a, code, nargs);
+    for (int i = 0; sums_eighths(a) && i < a->vectors; i++) {
+        emit(a, LOAD, EIGHTHS + i, 0, npy_deferred_x86_minus_zero(a));
+    }
     while ((a->at - a->start) % VECTOR_BYTES != 0) {
         byte(a, 0x90);
     }
@@ -165,6 +176,10 @@ put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
     number(a, 0xD03948, 3); /* cmp rax, rdx */
     number(a, 0x8C0F, 2);   /* jl loop */
     number(a, (npy_uint64)(loop - (a->at + 4)), 4);
+    for (int i = 0; sums_eighths(a) && i < a->vectors; i++) {
+        operand sum = {-1, address_of(a, code[-1].arg), 0, i * VECTOR_BYTES};
+        emit(a, STORE, EIGHTHS + i, 0, sum);
+    }
     emit(a, SIGNS_TO_GENERAL, RAX, 0, in_vector(NANS));
     number(a, 0x77F8C5, 3); /* vzeroupper */
     save_registers(a, 1);
@@ -220,6 +235,8 @@ npy_deferred_code_new(npy_deferred_tile_type type,
     while (code[ncode].code != NPY_DEFERRED_TILE_END) {
         ncode++;
     }
+    a.vectors = code[ncode - 1].code == NPY_DEFERRED_TILE_SUM_EIGHTHS ? 8 / lanes(&a)
+                                                                      : VECTORS;
     a.start = a.at = PyMem_RawMalloc(REST_BYTES + ncode * INSTRUCTION_BYTES);
     if (a.start == NULL) {
         return NULL;
@@ -264,10 +281,47 @@ npy_deferred_code_free(npy_deferred_tile_code *code)
 
 #endif
 
+/*
+ * Have the only program of a plan end with another instruction than that which stores
+ * its values.
+ */
+static void
+compile_reducing(npy_deferred_plan *plan, npy_deferred_unit *unit,
+                 const npy_intp strides[], int reducing)
+{
+    npy_deferred_tile_instruction *code = &plan->tile_code[unit->code], *last = code;
+    while (last[1].code != NPY_DEFERRED_TILE_END) {
+        last++;
+    }
+    unit->reducing = reducing;
+    if (last->code != NPY_DEFERRED_TILE_STORE &&
+        last->code != NPY_DEFERRED_TILE_STREAM) {
+        return; /* of masks */
+    }
+    npy_deferred_tile_instruction store = *last;
+    last->code = (npy_uint16)reducing;
+    npy_deferred_code_free(unit->reducing_code);
+    unit->reducing_code =
+            npy_deferred_code_new(unit->type, code, &plan->tile_args[unit->args],
+                                  unit->nargs, strides, NPY_DEFERRED_TILE_NO_STREAM);
+    npy_deferred_stats.compiled += unit->reducing_code != NULL;
+    *last = store;
+}
+
+static void
+find_strides(const npy_deferred_plan *plan, const npy_deferred_unit *unit,
+             npy_intp strides[])
+{
+    for (int i = 0; i < unit->nargs; i++) {
+        strides[i] = plan->values[plan->tile_args[unit->args + i].value].stride;
+    }
+}
+
 NPY_NO_EXPORT void
 npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
-                     int streams)
+                     int streams, int reducing)
 {
+    npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
     const char *out = PyArray_BYTES(walk->out);
     npy_deferred_tile_streams how =
             !streams ? NPY_DEFERRED_TILE_NO_STREAM
@@ -286,17 +340,19 @@ npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
             (unit->was_compiled && unit->streams == how)) {
             continue;
         }
-        npy_deferred_tile_arg *args = &plan->tile_args[unit->args];
-        npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
-        for (int j = 0; j < unit->nargs; j++) {
-            strides[j] = plan->values[args[j].value].stride;
-        }
+        find_strides(plan, unit, strides);
         npy_deferred_code_free(unit->machine_code);
-        unit->machine_code =
-                npy_deferred_code_new(unit->type, &plan->tile_code[unit->code], args,
-                                      unit->nargs, strides, how);
+        unit->machine_code = npy_deferred_code_new(
+                unit->type, &plan->tile_code[unit->code], &plan->tile_args[unit->args],
+                unit->nargs, strides, how);
         npy_deferred_stats.compiled += unit->machine_code != NULL;
         unit->streams = how;
         unit->was_compiled = 1;
+    }
+    npy_deferred_unit *only = &plan->units[0];
+    if (reducing >= 0 && plan->nunits == 1 && only->machine_code != NULL &&
+        only->reducing != reducing) {
+        find_strides(plan, only, strides);
+        compile_reducing(plan, only, strides, reducing);
     }
 }

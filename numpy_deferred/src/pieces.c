@@ -90,7 +90,6 @@ npy_deferred_pieces_clear(npy_deferred_pieces *pieces)
 {
     PyMem_RawFree(pieces->memory);
     PyMem_RawFree(pieces->folding);
-    npy_deferred_code_free(pieces->folding_code);
     NPY_cast_info_xfree(&pieces->cast);
 }
 
@@ -156,22 +155,6 @@ run_program(npy_deferred_pieces *pieces, npy_intp position, npy_intp n)
     return result != 0 ? result : after_program(pieces, n);
 }
 
-/* The machine code is not kept, so it must be worth it at once. */
-#define COMPILED_FOLDS 16
-
-static void
-compile_folding(npy_deferred_pieces *pieces, npy_intp length)
-{
-    const npy_deferred_tile_program *program = &pieces->lone.program;
-    npy_intp work = PyArray_SIZE(pieces->walk->out) * length;
-    if (program->machine_code != NULL &&
-        work / COMPILED_FOLDS >= npy_deferred_code_worth) {
-        pieces->folding_code = npy_deferred_code_new(
-                pieces->lone.type, pieces->folding, program->args, program->nargs,
-                program->strides, NPY_DEFERRED_TILE_NO_STREAM);
-    }
-}
-
 NPY_NO_EXPORT int
 npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction)
 {
@@ -196,7 +179,6 @@ npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction)
     memcpy(pieces->folding, code, nbytes);
     pieces->folding[length - 1].code = (npy_uint16)instruction;
     pieces->folded = align((char *)pieces->folding + nbytes);
-    compile_folding(pieces, length);
     return 0;
 }
 
@@ -207,12 +189,23 @@ npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
     npy_deferred_lone_program *lone = &pieces->lone;
     npy_deferred_tile_program program = lone->program;
     program.code = pieces->folding;
-    program.machine_code = pieces->folding_code;
+    program.machine_code = lone->reducing_code;
     npy_deferred_program_seek(lone, position);
     lone->data[lone->out] = into;
     int nans = lone->machine(&program, lone->data, n);
     int result = after_program(pieces, n);
     return result != 0 ? result : nans ? NPY_DEFERRED_NANS : 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_sum_eighths(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
+                         char *sums)
+{
+    npy_deferred_lone_program *lone = &pieces->lone;
+    npy_deferred_program_seek(lone, position);
+    lone->data[lone->out] = sums;
+    lone->reducing_code(lone->data, 0, n);
+    return after_program(pieces, n);
 }
 
 /* Evaluate the next elements. */

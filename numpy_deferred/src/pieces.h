@@ -40,7 +40,6 @@ typedef struct {
     npy_intp unsettled; /* elements, from the program, since the status was read */
     /* For npy_deferred_fold; NULL: it cannot be used. */
     npy_deferred_tile_instruction *folding; /* owned: the program */
-    npy_deferred_tile_code *folding_code;   /* owned: as machine code, or NULL */
     char *folded; /* in it, aligned: TILE_BYTES, set and read by the user */
     npy_deferred_lone_program lone;
 } npy_deferred_pieces;
@@ -81,6 +80,20 @@ npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction);
 NPY_NO_EXPORT int
 npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
                   char *into);
+/* Whether the following can be used, where a program was compiled to do that. */
+static inline int
+npy_deferred_sums_eighths(const npy_deferred_pieces *pieces)
+{
+    return pieces->is_lone && !pieces->walk->rows && pieces->uncast == NULL &&
+           pieces->lone.reducing_code != NULL;
+}
+/*
+ * The eight sums of each eighth of `n` elements, a multiple of eight, from `position`
+ * on: into 64 bytes, of their type.  Returns as provide; nobody looks for NaNs.
+ */
+NPY_NO_EXPORT int
+npy_deferred_sum_eighths(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
+                         char *sums);
 /* Read the status, and clear it: at the end, and whenever there is time. */
 NPY_NO_EXPORT int
 npy_deferred_pieces_settle(npy_deferred_pieces *pieces);

@@ -546,6 +546,7 @@ npy_deferred_plan_free(npy_deferred_plan *plan)
     }
     for (int i = 0; i < plan->nunits && !plan->is_copy; i++) {
         npy_deferred_code_free(plan->units[i].machine_code);
+        npy_deferred_code_free(plan->units[i].reducing_code);
     }
     PyMem_Free(plan->key);
     PyMem_Free(plan);

@@ -239,10 +239,68 @@ npy_deferred_first_half(const reduction *r, npy_intp n)
     return n / 2 - n / 2 % 8;
 }
 
+/*
+ * What loops_utils.h.src adds up with eight accumulators, what is worth a call of its
+ * own, and where it pays to have a last leaf that is no multiple of eight apart.
+ */
+#define MAX_LEAF 128
+#define MIN_LEAF 64
+#define MIN_LEAVES 256
+
+static int
+sum_leaf(worker *w, npy_intp position, npy_intp n, char *sum)
+{
+    _Alignas(32) union {
+        npy_double doubles[8];
+        npy_float floats[8];
+    } sums;
+    int result = npy_deferred_sum_eighths(&w->pieces, position, n, (char *)&sums);
+    if (npy_deferred_element_size(w) == sizeof(npy_double)) {
+        const npy_double *r = sums.doubles;
+        const npy_double all =
+                ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+        *(npy_double *)sum = all;
+        return result != 0 ? result : npy_isnan(all);
+    }
+    const npy_float *r = sums.floats;
+    const npy_float all =
+            ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    *(npy_float *)sum = all;
+    return result != 0 ? result : npy_isnan(all);
+}
+
+/* As the following, where the program adds up what comes to leaves. */
+static int
+sum_by_leaves(worker *w, npy_intp position, npy_intp n, char *sum)
+{
+    if (n <= MAX_LEAF && n % 8 == 0) {
+        return sum_leaf(w, position, n, sum);
+    }
+    if (n <= MAX_LEAF) {
+        char *data;
+        npy_intp until = w->pieces.until;
+        w->pieces.until = position + n; /* what is after it is for others */
+        int result = npy_deferred_provide(&w->pieces, position, n, &data);
+        w->pieces.until = until;
+        return result != 0 ? result : add_up(w, sum, data, n);
+    }
+    _Alignas(16) char second[NPY_DEFERRED_ELEMENT_SIZE];
+    npy_intp half = npy_deferred_first_half(w->r, n);
+    int result = sum_by_leaves(w, position, half, sum);
+    if (result == 0) {
+        result = sum_by_leaves(w, position + half, n - half, second);
+    }
+    return result != 0 ? result : npy_deferred_add_sum(w, sum, second);
+}
+
 NPY_NO_EXPORT int
 npy_deferred_sum_pairwise(worker *w, npy_intp position, npy_intp n, char *sum)
 {
     _Alignas(16) char second[NPY_DEFERRED_ELEMENT_SIZE];
+    if (n >= MIN_LEAF && (n % 8 == 0 || n >= MIN_LEAVES) &&
+        w->r->reducer.add_up != NULL && npy_deferred_sums_eighths(&w->pieces)) {
+        return sum_by_leaves(w, position, n, sum);
+    }
     if (n <= w->pieces.part) {
         char *data;
         int result = npy_deferred_provide(&w->pieces, position, n, &data);

@@ -228,6 +228,9 @@ divide(job *j)
 static int
 fold_instruction(const reduction *r)
 {
+    if (r->strides[0] == 0 && r->cut == PAIRWISE && r->reducer.add_up != NULL) {
+        return NPY_DEFERRED_TILE_SUM_EIGHTHS;
+    }
     return r->strides[0] == 0                                    ? r->reducer.fold
            : r->strides[0] == r->context->descriptors[0]->elsize ? r->reducer.joining
                                                                  : -1;
@@ -254,7 +257,8 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
         w->pieces.wanted = j->r->wanted;
         ready++;
         int instruction = fold_instruction(j->r);
-        if (result == 0 && instruction >= 0) {
+        if (result == 0 && instruction >= 0 &&
+            instruction != NPY_DEFERRED_TILE_SUM_EIGHTHS) {
             result = npy_deferred_fold_init(&w->pieces, instruction);
         }
     }
@@ -300,7 +304,9 @@ npy_deferred_reduce_shared(reduction *r, npy_deferred_plan *plan,
     job j = {.r = r, .nthreads = npy_deferred_threads_for(plan, walk), .as_program = 1};
     int result = divide(&j);
     npy_deferred_evaluator *evaluators =
-            result == 0 ? npy_deferred_evaluators_new(plan, walk, j.nthreads) : NULL;
+            result == 0 ? npy_deferred_evaluators_new(plan, walk, j.nthreads,
+                                                      fold_instruction(r))
+                        : NULL;
     if (result == 0) {
         result = evaluators == NULL ? -1 : start_and_run(&j, walk, evaluators);
     }

@@ -104,7 +104,9 @@ typedef enum {
     NPY_DEFERRED_TILE_FOLD_SUM, /* of integers */
     NPY_DEFERRED_TILE_FOLD_LARGEST,
     NPY_DEFERRED_TILE_FOLD_SMALLEST,
-    NPY_DEFERRED_TILE_JOIN_SUM,   /* added to what is in memory */
+    NPY_DEFERRED_TILE_JOIN_SUM, /* added to what is in memory */
+    /* Machine code only, with tiles of eight: the sum of each eighth element. */
+    NPY_DEFERRED_TILE_SUM_EIGHTHS,
     NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
 } npy_deferred_tile_operation;
 
@@ -132,7 +134,7 @@ typedef struct {
 
 /*
  * A program as machine code (machine_code.c): run it on elements from `start` to `end`,
- * whole tiles of 128 bytes, one at least.  Returns as a machine.
+ * whole tiles of 128 bytes, or eight elements, one at least.  Returns as a machine.
  */
 typedef int(npy_deferred_tile_code)(char *const data[], npy_intp start, npy_intp end);
 

@@ -27,6 +27,8 @@
 
 #    define VECTOR_BYTES 32
 #    define VECTORS 4 /* of a bank */
+/* Of tiles of eight: two of the first bank that are not used for anything else. */
+#    define EIGHTHS 2
 
 enum {
     RAX,
@@ -62,6 +64,7 @@ typedef struct {
     const npy_deferred_tile_arg *args;
     const npy_intp *strides;
     npy_deferred_tile_streams streams;
+    int vectors; /* of a bank that are used: VECTORS, or what eight elements take */
     int unknown; /* there was something that is not known */
     /* What has the address, of elements that do not lie side by side that of the next
      * one; -1: none. */
@@ -234,6 +237,8 @@ emit_spread(assembly *a, int to, operand from)
 
 /* What the instructions of programs need in memory: at CONSTANTS. */
 extern NPY_NO_EXPORT const void *const npy_deferred_x86_constants;
+NPY_NO_EXPORT operand
+npy_deferred_x86_minus_zero(const assembly *a);
 /* The code for an instruction, which does as tiles.h says. */
 NPY_NO_EXPORT void
 npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instruction);

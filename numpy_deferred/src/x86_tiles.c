@@ -51,6 +51,12 @@ static const struct {
 
 NPY_NO_EXPORT const void *const npy_deferred_x86_constants = &constants;
 
+NPY_NO_EXPORT operand
+npy_deferred_x86_minus_zero(const assembly *a)
+{
+    return at_constant(is_wide(a) ? CONSTANT(sign_double) : CONSTANT(sign_float));
+}
+
 /* Of double, float, int64, int32; 0: there is none. */
 #    define OF_TYPES(d, f, l, i) {OPCODE(P_66, T_0F, d), OPCODE(P_NONE, T_0F, f), l, i}
 #    define INTEGERS(code) OPCODE(P_66, T_0F, code)
@@ -243,7 +249,7 @@ put_binary(assembly *a, int operation, int bank, int arg)
                             : next;
     int base = form == 0 ? address_of(a, arg) : 0;
     int spread = form == NPY_DEFERRED_TILE_FROM_SCALAR ? scalar(a, arg) : 0;
-    for (int i = 0; i < VECTORS; i++) {
+    for (int i = 0; i < a->vectors; i++) {
         int x = register_of(bank, i);
         operand last = form == 0 ? element(a, base, a->args[arg].elsize, i)
                        : form == NPY_DEFERRED_TILE_FROM_SCALAR
@@ -268,7 +274,7 @@ static void
 put_unary(assembly *a, int operation, int bank)
 {
     const int wide = is_wide(a), real = is_float(a);
-    for (int i = 0; i < VECTORS; i++) {
+    for (int i = 0; i < a->vectors; i++) {
         int x = register_of(bank, i);
         switch (operation) {
             case NPY_DEFERRED_TILE_NEGATIVE:
@@ -328,7 +334,7 @@ put_limit(assembly *a, int operation, int bank, int arg)
         emit_number(a, compare_codes[a->type], SECOND, limit, in_vector(limit),
                     IS_UNORDERED);
     }
-    for (int i = 0; i < VECTORS; i++) {
+    for (int i = 0; i < a->vectors; i++) {
         int x = register_of(bank, i);
         keep_extreme(a, raise, x, limit);
         if (is_float(a)) {
@@ -478,13 +484,13 @@ put_load(assembly *a, int operation, int bank, int arg)
 {
     if (operation == NPY_DEFERRED_TILE_LOAD_SCALAR) {
         int from = scalar(a, arg);
-        for (int i = 0; i < VECTORS; i++) {
+        for (int i = 0; i < a->vectors; i++) {
             move(a, register_of(bank, i), from);
         }
         return;
     }
     int base = operation == NPY_DEFERRED_TILE_LOAD_LAST ? 0 : address_of(a, arg);
-    for (int i = 0; i < VECTORS; i++) {
+    for (int i = 0; i < a->vectors; i++) {
         int to = register_of(bank, i);
         operand from = element(a, base, a->args[arg].elsize, i);
         switch (operation) {
@@ -512,7 +518,7 @@ put_load(assembly *a, int operation, int bank, int arg)
 static void
 look_for_nans(assembly *a, int bank)
 {
-    for (int i = 0; i < VECTORS && is_float(a); i += 2) {
+    for (int i = 0; i < a->vectors && is_float(a); i += 2) {
         emit_number(a, compare_codes[a->type], SECOND, register_of(bank, i),
                     in_vector(register_of(bank, i + 1)), IS_UNORDERED);
         emit(a, OR_BITS, NANS, NANS, in_vector(SECOND));
@@ -525,7 +531,7 @@ put_store(assembly *a, int operation, int bank, int arg)
     int base = address_of(a, arg);
     int streams = operation == NPY_DEFERRED_TILE_STREAM ? a->streams
                                                         : NPY_DEFERRED_TILE_NO_STREAM;
-    for (int i = 0; i < VECTORS; i++) {
+    for (int i = 0; i < a->vectors; i++) {
         int from = register_of(bank, i);
         operand to = element(a, base, a->args[arg].elsize, i);
         if (streams == NPY_DEFERRED_TILE_STREAM_HALVES) {
@@ -587,7 +593,7 @@ put_fold(assembly *a, int operation, int arg)
     npy_uint8 *jump = NULL;
     if (is_float(a) && operation != NPY_DEFERRED_TILE_JOIN_SUM) {
         emit(a, XOR_BITS, FIRST, FIRST, in_vector(FIRST));
-        for (int i = 0; i < VECTORS; i += 2) {
+        for (int i = 0; i < a->vectors; i += 2) {
             emit_number(a, compare_codes[a->type], SECOND, i, in_vector(i + 1),
                         IS_UNORDERED);
             emit(a, OR_BITS, FIRST, FIRST, in_vector(SECOND));
@@ -600,7 +606,7 @@ put_fold(assembly *a, int operation, int arg)
         number(a, 0, 4);
     }
     int base = address_of(a, arg);
-    for (int i = 0; i < VECTORS; i++) {
+    for (int i = 0; i < a->vectors; i++) {
         operand folded = {-1, base, 0, i * VECTOR_BYTES};
         if (operation == NPY_DEFERRED_TILE_JOIN_SUM) {
             folded = element(a, base, a->args[arg].elsize, i);
@@ -644,6 +650,11 @@ npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instructi
         case NPY_DEFERRED_TILE_RAISE:
         case NPY_DEFERRED_TILE_LOWER:
             put_limit(a, operation, bank, instruction->arg);
+            break;
+        case NPY_DEFERRED_TILE_SUM_EIGHTHS:
+            for (int i = 0; i < a->vectors; i++) {
+                emit(a, add_codes[a->type], EIGHTHS + i, EIGHTHS + i, in_vector(i));
+            }
             break;
         case NPY_DEFERRED_TILE_STORE:
         case NPY_DEFERRED_TILE_STREAM:
