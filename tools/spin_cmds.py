@@ -17,7 +17,7 @@ from spin.cmds.util import run
 sys.path.insert(0, str(Path(__file__).parent))
 
 from deferred_tools import check, ecosystem, openblas, sdist, series, worktree
-from deferred_tools.project import HERE, ToolError, say
+from deferred_tools.project import HERE, SUFFIX, ToolError, say
 
 ROOT = HERE.root
 PASS_ON = {"ignore_unknown_options": True, "help_option_names": ["--help"]}
@@ -67,9 +67,10 @@ SANITIZERS = {
         "PYTHONMALLOC": "malloc",
     },
 }
-STOCK = ROOT / "build-stock"
-INTEROP = ROOT / ".venv-interop"
-PEERS = ROOT / ".venv-bench"
+BUILD = f"build{SUFFIX}"
+STOCK = ROOT / f"build-stock{SUFFIX}"
+INTEROP = ROOT / f".venv-interop{SUFFIX}"
+PEERS = ROOT / f".venv-bench{SUFFIX}"
 
 
 def readable_errors(function):
@@ -93,7 +94,10 @@ def variant_options(function):
         ("debug", "Without optimization, with assertions, in build-debug/."),
     ]:
         function = click.option(
-            f"--{option}", "variant", flag_value=f"build-{option}", help=text
+            f"--{option}",
+            "variant",
+            flag_value=f"build-{option}{SUFFIX}",
+            help=text,
         )(function)
     return function
 
@@ -101,7 +105,8 @@ def variant_options(function):
 def setup_arguments(build_dir):
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     arguments = pyproject["tool"]["meson-python"]["args"]["setup"]
-    return [*arguments, *VARIANTS.get(build_dir, VARIANTS["build"])]
+    variant = build_dir.removesuffix(SUFFIX)
+    return [*arguments, *VARIANTS.get(variant, VARIANTS["build"])]
 
 
 def compile_arguments():
@@ -115,14 +120,14 @@ def compile_arguments():
 def prepare():
     """What every build needs: a patched upstream/ and OpenBLAS."""
     worktree.ensure(HERE)
-    openblas.set_environment(ROOT / ".openblas")
+    openblas.set_environment()
 
 
-def use_build(ctx, build_dir="build", no_build=False):
+def use_build(ctx, build_dir=BUILD, no_build=False):
     """Build, and put the result on the PYTHONPATH of what runs next."""
     if not no_build:
         ctx.invoke(build, build_dir=build_dir)
-    environment = dict(SANITIZERS.get(build_dir, {}))
+    environment = dict(SANITIZERS.get(build_dir.removesuffix(SUFFIX), {}))
     if environment:
         command = ["gcc", f"-print-file-name={environment['LD_PRELOAD']}"]
         library = subprocess.check_output(command, text=True)
@@ -280,9 +285,10 @@ def stock_site_packages():
 
 
 def newest_wheel():
-    wheels = list(ROOT.glob("dist/numpy-*.whl"))
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    wheels = list(ROOT.glob(f"dist/numpy-*-{tag}-*.whl"))
     if not wheels:
-        raise ToolError("there is no wheel in dist/; `spin wheel` builds it")
+        raise ToolError(f"there is no wheel for {tag} in dist/; `spin wheel` builds it")
     return max(wheels, key=lambda path: path.stat().st_mtime)
 
 
@@ -293,7 +299,7 @@ def wheel():
 
     It lands in dist/, and is imported in an empty environment.
     """
-    options = ["--no-isolation", "-Cbuild-dir=build-wheel", "--outdir=dist"]
+    options = ["--no-isolation", f"-Cbuild-dir=build-wheel{SUFFIX}", "--outdir=dist"]
     run_command(sys.executable, "-m", "build", "--wheel", *options)
     newest = newest_wheel()
     say(f"importing {newest.relative_to(ROOT)} in an empty environment")
@@ -389,7 +395,7 @@ def ecosystem_(ctx, pytest_args, only, default_size, no_build, jobs):
     python, _ = interop_python(ctx, no_build)
     directory = ROOT / "tests" / "ecosystem"
     reasons = ecosystem.expected(directory)
-    reports = ROOT / "build-ecosystem"
+    reports = ROOT / f"build-ecosystem{SUFFIX}"
     reports.mkdir(exist_ok=True)
     min_bytes = {} if default_size else {"NUMPY_DEFERRED_MIN_BYTES": "0"}
     os.environ.pop("NUMPY_DEFERRED_MIN_BYTES", None)

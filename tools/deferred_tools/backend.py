@@ -46,7 +46,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 def prepared_mesonpy():
     worktree.ensure(HERE)
-    openblas.set_environment(HERE.root / ".openblas")
+    openblas.set_environment()
     import mesonpy
 
     return mesonpy

@@ -2,11 +2,14 @@
 
 import os
 
+from .project import HERE, SUFFIX
 
-def set_environment(directory):
-    """Write scipy-openblas.pc into `directory` and put it on PKG_CONFIG_PATH."""
+
+def set_environment():
+    """Write scipy-openblas.pc into .openblas/ and put that on PKG_CONFIG_PATH."""
     import scipy_openblas64
 
+    directory = HERE.root / f".openblas{SUFFIX}"
     directory.mkdir(exist_ok=True)
     text = scipy_openblas64.get_pkg_config()
     path = directory / "scipy-openblas.pc"

@@ -1,6 +1,7 @@
 """Where the project's files lie, and what upstream.toml pins."""
 
 import dataclasses
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -35,6 +36,10 @@ class Project:
         """True in an unpacked sdist of ours, which holds a patched upstream/."""
         return (self.root / "PKG-INFO").exists()
 
+
+# Of what belongs to one Python: builds, environments. Empty, or "-3.13" in the
+# environment of a second Python, which tools/spin has called .venv-3.13.
+SUFFIX = "".join(re.findall(r"^\.venv(-\d+\.\d+)$", Path(sys.prefix).name))
 
 HERE = Project(Path(__file__).resolve().parents[2])
 
