@@ -56,12 +56,15 @@
 #    include <stdlib.h>
 #    include <string.h>
 #    include <sys/syscall.h>
+#    include <sys/uio.h>
 #    include <unistd.h>
 
 /* Handlers found in our place, one on top of the other. */
 #    define MAX_FOUND 16
 /* Every so many deferrals we look whether the handler is ours. */
 #    define LOOK_EVERY 64
+/* So many threads are asked at most whether they hold the GIL. */
+#    define MAX_ASKED 4096
 /* So often the same instruction may fault though values are there. */
 #    define MAX_REPEATS 100000
 
@@ -276,6 +279,56 @@ ask(unsigned long thread)
     syscall(SYS_rt_tgsigqueueinfo, getpid(), (pid_t)thread, SIGSEGV, &info);
 }
 
+#    if PY_VERSION_HEX < 0x030C0000
+static void
+ask_holder(void)
+{
+    PyThreadState *holder = _PyThreadState_UncheckedGet();
+    if (holder != NULL) {
+        ask(holder->native_thread_id);
+    }
+}
+#    else
+/*
+ * Read what its owner may be about to free: 0, or -1 where nothing is any more.  Where
+ * the system forbids to read it that way, it is read as anything else.
+ */
+static int
+peek(void *to, const void *from, size_t size)
+{
+    struct iovec local = {to, size}, remote = {(void *)from, size};
+    ssize_t done = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+    if (done < 0 && errno != EFAULT) {
+        memcpy(to, from, size);
+        return 0;
+    }
+    return done == (ssize_t)size ? 0 : -1;
+}
+
+/*
+ * Only a thread itself knows whether it holds the GIL, so all of Python's are asked.
+ * Their list is read without its lock, which Python keeps to itself: it may end early,
+ * and name threads that are gone, but another question follows.
+ */
+static void
+ask_holder(void)
+{
+    unsigned long this = (unsigned long)syscall(SYS_gettid), thread;
+    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
+    for (int i = 0; state != NULL && i < MAX_ASKED; i++) {
+        PyThreadState *next;
+        if (peek(&thread, &state->native_thread_id, sizeof(thread)) < 0 ||
+            peek(&next, &state->next, sizeof(next)) < 0) {
+            return;
+        }
+        if (thread != this) {
+            ask(thread);
+        }
+        state = next;
+    }
+}
+#    endif
+
 NPY_NO_EXPORT void
 npy_deferred_ask_gil_holder(void)
 {
@@ -284,20 +337,7 @@ npy_deferred_ask_gil_holder(void)
         sigaction(SIGSEGV, NULL, &current) < 0 || current.sa_sigaction != on_segv) {
         return;
     }
-#    if PY_VERSION_HEX < 0x030C0000
-    PyThreadState *holder = _PyThreadState_UncheckedGet();
-    if (holder != NULL) {
-        ask(holder->native_thread_id);
-    }
-#    else
-    /* Only a thread itself knows whether it holds the GIL. */
-    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
-    for (; state != NULL; state = PyThreadState_Next(state)) {
-        if (state->native_thread_id != (unsigned long)syscall(SYS_gettid)) {
-            ask(state->native_thread_id);
-        }
-    }
-#    endif
+    ask_holder();
 }
 
 /* ---- the handler ---- */
