@@ -260,6 +260,34 @@ for repeat in range(8):
         done = run_python(code)
         assert done.returncode == 0, done.stderr
 
+    def test_calculations_begin_while_python_prepares(self):
+        """What others do before a fork, after us, lets other threads run."""
+        code = """
+import os, threading, time
+os.register_at_fork(before=lambda: time.sleep(0.05))
+import numpy as np
+np.setdeferred(True)
+np.deferred.set_num_threads(1)
+a = np.linspace(0, 1, 1_000_000)
+np.deferred.calculate(a)
+def work():
+    while not stop:
+        np.deferred.calculate(np.sin(a) * np.cos(a) + np.arctan(a))
+stop = False
+t = threading.Thread(target=work)
+t.start()
+for repeat in range(8):
+    pid = os.fork()
+    if pid == 0:
+        x = a * 2 + 1
+        os._exit(0 if x[-1] == 3 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+stop = True
+t.join()
+"""
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
 class TestInterrupts:

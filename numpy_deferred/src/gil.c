@@ -11,7 +11,12 @@
  *
  * The thread that runs owns `lock`, from before it gives up the GIL until it has it
  * again.  Who waits takes the lock without holding the GIL, and gives it back at once.
- * So does who forks, which lets a calculation end, too.
+ *
+ * Who forks lets a calculation end, too.  Python holds locks of its own while it calls
+ * fork(), one of which a thread needs to end, so that the GIL must not be given up any
+ * more by then: os.fork() lets it end before that (os.register_at_fork), and no other
+ * begins without the GIL until it has returned.  What calls fork() itself, perhaps
+ * without the GIL, holds no such lock; pthread_atfork() sees to it.
  *
  * Code that reads an address (touch.c) may rely on holding the GIL, so calculations
  * that it causes keep it (npy_deferred_gil_kept).
@@ -63,6 +68,51 @@ milliseconds(void)
 }
 
 #ifndef _WIN32
+static PyObject *
+before_os_fork(PyObject *NPY_UNUSED(self), PyObject *NPY_UNUSED(noarg))
+{
+    npy_deferred_wait();
+    npy_deferred_gil_kept++;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+after_os_fork(PyObject *NPY_UNUSED(self), PyObject *NPY_UNUSED(noarg))
+{
+    npy_deferred_gil_kept--;
+    Py_RETURN_NONE;
+}
+
+/* Returns 0, or -1 with an exception set. */
+static int
+watch_os_fork(void)
+{
+    static PyMethodDef before = {"before_fork", before_os_fork, METH_NOARGS, NULL};
+    static PyMethodDef after = {"after_fork", after_os_fork, METH_NOARGS, NULL};
+    PyObject *os = PyImport_ImportModule("os");
+    PyObject *call = os == NULL ? NULL : PyObject_GetAttrString(os, "register_at_fork");
+    PyObject *none = PyTuple_New(0);
+    PyObject *first = PyCFunction_New(&before, NULL);
+    PyObject *then = PyCFunction_New(&after, NULL);
+    PyObject *functions = NULL, *done = NULL;
+    if (call != NULL && none != NULL && first != NULL && then != NULL) {
+        functions = Py_BuildValue("{sOsOsO}", "before", first, "after_in_parent", then,
+                                  "after_in_child", then);
+    }
+    if (functions != NULL) {
+        done = PyObject_Call(call, none, functions);
+    }
+    int result = done == NULL ? -1 : 0;
+    Py_XDECREF(os);
+    Py_XDECREF(call);
+    Py_XDECREF(none);
+    Py_XDECREF(first);
+    Py_XDECREF(then);
+    Py_XDECREF(functions);
+    Py_XDECREF(done);
+    return result;
+}
+
 /* No child is to have half a calculation, or lack threads that it believes to have. */
 static void
 before_fork(void)
@@ -94,8 +144,10 @@ npy_deferred_gil_init(void)
         PyErr_SetString(PyExc_RuntimeError, "pthread_atfork failed");
         return -1;
     }
-#endif
+    return watch_os_fork();
+#else
     return 0;
+#endif
 }
 
 NPY_NO_EXPORT int
