@@ -266,13 +266,16 @@ for repeat in range(8):
 import os, threading, time
 os.register_at_fork(before=lambda: time.sleep(0.05))
 import numpy as np
-np.setdeferred(True)
 np.deferred.set_num_threads(1)
 a = np.linspace(0, 1, 1_000_000)
 np.deferred.calculate(a)
+def calculate():
+    np.deferred.calculate(np.sin(a) * np.cos(a) + np.arctan(a))
 def work():
-    while not stop:
-        np.deferred.calculate(np.sin(a) * np.cos(a) + np.arctan(a))
+    while not stop:  # a thread that ends needs locks, too
+        t = threading.Thread(target=calculate)
+        t.start()
+        t.join()
 stop = False
 t = threading.Thread(target=work)
 t.start()
@@ -285,7 +288,7 @@ for repeat in range(8):
 stop = True
 t.join()
 """
-        done = run_python(code)
+        done = run_python(code, NUMPY_DEFERRED="1")
         assert done.returncode == 0, done.stderr
 
 
