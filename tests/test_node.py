@@ -207,10 +207,11 @@ class TestPending:
 
     def test_list_is_weak(self):
         x = vector() + 1
+        count = sys.getrefcount(x)  # the argument counts up to Python 3.13
         y = x * 2
-        assert sys.getrefcount(x) == 3  # the name, the argument, the operand
+        assert sys.getrefcount(x) == count + 1  # the operand
         del y
-        assert sys.getrefcount(x) == 2
+        assert sys.getrefcount(x) == count
         del x
         gc.collect()
         assert np.deferred.stats()["pending"] == 0

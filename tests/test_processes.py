@@ -322,7 +322,8 @@ COPIES = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "deepcopy in a list": lambda array: copy.deepcopy([array, {"a": array}])[0],
-    "pickle in a tuple": lambda array: pickle.loads(pickle.dumps((array, array)))[1],
+    # Python 3.14 has made protocol 5 the default, which exports a buffer.
+    "pickle in a tuple": lambda array: pickle.loads(pickle.dumps((array, array), 4))[1],
     "save and load": lambda array: np.load(io.BytesIO(saved(array))),
     "savez": lambda array: np.load(io.BytesIO(saved(array, np.savez)))["arr_0"],
     "savez_compressed": lambda array: np.load(
