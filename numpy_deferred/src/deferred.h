@@ -672,6 +672,9 @@ NPY_NO_EXPORT int
 npy_deferred_plan_get(npy_deferred_walk *walk,
                       const npy_deferred_expression *expression, PyArrayObject *out,
                       npy_deferred_target target, npy_deferred_plan **plan);
+/* Free the machine code of all plans that are kept.  Returns whether there was some. */
+NPY_NO_EXPORT int
+npy_deferred_forget_code(void);
 /* Keep a plan, or free it. */
 NPY_NO_EXPORT void
 npy_deferred_plan_release(npy_deferred_plan *plan);
@@ -1074,6 +1077,10 @@ npy_deferred_data_for_extension(PyArrayObject *arr);
  */
 NPY_NO_EXPORT void
 npy_deferred_before_unseen_writes(void);
+/* Before a fork, which would warn of other threads; the next request starts it again.
+ */
+NPY_NO_EXPORT void
+npy_deferred_end_server(void);
 /* Calculate what threads without the GIL wait for.  Needs the GIL. */
 NPY_NO_EXPORT void
 npy_deferred_serve_requests(void);

@@ -71,6 +71,7 @@ milliseconds(void)
 static PyObject *
 before_os_fork(PyObject *NPY_UNUSED(self), PyObject *NPY_UNUSED(noarg))
 {
+    npy_deferred_end_server();
     npy_deferred_wait();
     npy_deferred_gil_kept++;
     Py_RETURN_NONE;

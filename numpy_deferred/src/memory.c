@@ -255,8 +255,8 @@ allocate(size_t nbytes)
     return head + 1;
 }
 
-NPY_NO_EXPORT void *
-npy_deferred_memory_new(PyArrayObject *array)
+static void *
+memory_for(PyArrayObject *array)
 {
     size_t nbytes = (size_t)PyArray_NBYTES(array);
     slot *guard = npy_deferred_slot_at(((PyArrayObject_fields *)array)->data);
@@ -265,6 +265,14 @@ npy_deferred_memory_new(PyArrayObject *array)
         block = take_block(nbytes);
     }
     return block != NULL ? address_of(block) : allocate(nbytes);
+}
+
+NPY_NO_EXPORT void *
+npy_deferred_memory_new(PyArrayObject *array)
+{
+    void *values = memory_for(array);
+    /* Machine code may have the last mappings that a process may have. */
+    return values != NULL || !npy_deferred_forget_code() ? values : memory_for(array);
 }
 
 NPY_NO_EXPORT void

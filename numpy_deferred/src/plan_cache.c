@@ -306,6 +306,23 @@ npy_deferred_plan_get(npy_deferred_walk *walk,
     return result;
 }
 
+NPY_NO_EXPORT int
+npy_deferred_forget_code(void)
+{
+    int found = 0;
+    for (int i = 0; i < NPLACES; i++) {
+        for (int j = 0; places[i] != NULL && j < places[i]->nunits; j++) {
+            npy_deferred_unit *unit = &places[i]->units[j];
+            found |= unit->machine_code != NULL;
+            npy_deferred_code_free(unit->machine_code);
+            npy_deferred_code_free(unit->reducing_code);
+            unit->machine_code = unit->reducing_code = NULL;
+            unit->was_compiled = unit->reducing = 0;
+        }
+    }
+    return found;
+}
+
 NPY_NO_EXPORT void
 npy_deferred_plan_release(npy_deferred_plan *plan)
 {

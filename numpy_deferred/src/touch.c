@@ -339,7 +339,10 @@ static struct {
     pthread_mutex_t mutex;
     pthread_cond_t arrived, served;
     request *first;
-    int has_server;
+    int has_server; /* which takes requests */
+    int has_thread; /* that is, or was, the server, and is to be joined */
+    int ends;       /* the server is to end */
+    pthread_t thread;
     struct timespec asked; /* when the holder of the GIL was, last */
 } requests = {.mutex = PTHREAD_MUTEX_INITIALIZER,
               .arrived = PTHREAD_COND_INITIALIZER,
@@ -353,7 +356,7 @@ reset_requests(void)
     pthread_cond_init(&requests.arrived, NULL);
     pthread_cond_init(&requests.served, NULL);
     requests.first = NULL;
-    requests.has_server = 0;
+    requests.has_server = requests.has_thread = requests.ends = 0;
 }
 
 static struct timespec
@@ -420,7 +423,7 @@ run_server(void *unused)
     for (;;) {
         struct timespec end = later(now(), SERVER_WAITS);
         int waited = 0;
-        while (requests.first == NULL && waited == 0) {
+        while (requests.first == NULL && waited == 0 && !requests.ends) {
             waited = pthread_cond_timedwait(&requests.arrived, &requests.mutex, &end);
         }
         if (requests.first == NULL) {
@@ -442,19 +445,38 @@ static void
 start_server(void)
 {
     static int registered = 0;
-    pthread_t thread;
     sigset_t all, before;
+    if (requests.has_thread) {
+        pthread_join(requests.thread, NULL); /* it has let go the mutex for good */
+    }
     if (!registered) {
         registered = pthread_atfork(NULL, NULL, reset_requests) == 0;
     }
     sigfillset(&all);
     sigdelset(&all, SIGSEGV);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    if (pthread_create(&thread, NULL, run_server, NULL) == 0) {
-        pthread_detach(thread);
-        requests.has_server = 1;
-    }
+    requests.ends = 0;
+    requests.has_thread = pthread_create(&requests.thread, NULL, run_server, NULL) == 0;
+    requests.has_server = requests.has_thread;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_end_server(void)
+{
+    pthread_mutex_lock(&requests.mutex);
+    int had_thread = requests.has_thread;
+    pthread_t thread = requests.thread;
+    requests.ends = 1;
+    requests.has_thread = 0;
+    pthread_cond_signal(&requests.arrived);
+    pthread_mutex_unlock(&requests.mutex);
+    if (had_thread) {
+        /* Whom it still serves needs the GIL. */
+        Py_BEGIN_ALLOW_THREADS;
+        pthread_join(thread, NULL);
+        Py_END_ALLOW_THREADS;
+    }
 }
 
 /* Wait for the values at an address; as npy_deferred_bring. */
@@ -488,6 +510,11 @@ request_values(const void *address, const char *how)
 }
 
 #else
+
+NPY_NO_EXPORT void
+npy_deferred_end_server(void)
+{
+}
 
 static int
 request_values(const void *address, const char *how)
