@@ -29,6 +29,33 @@ static struct {
     PyObject *warnings[NPY_DEFERRED_NWARNINGS];
 } immortal;
 
+/*
+ * What was found in dictionaries that have not changed since, which keep it alive:
+ * looking takes longer than all else that an origin does.
+ */
+static struct {
+    npy_uint64 of_module, of_globals; /* the versions in which it was found */
+    PyObject *warnings[NPY_DEFERRED_NWARNINGS], *module; /* borrowed */
+} found;
+
+/* A number that no other dictionary has, and this one only as it is; 0: unknown. */
+static inline npy_uint64
+version_of(PyObject *dict)
+{
+#if PY_VERSION_HEX < 0x030E0000
+#    if defined(__GNUC__)
+#        pragma GCC diagnostic push
+#        pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#    endif
+    return ((PyDictObject *)dict)->ma_version_tag;
+#    if defined(__GNUC__)
+#        pragma GCC diagnostic pop
+#    endif
+#else
+    return 0;
+#endif
+}
+
 NPY_NO_EXPORT int
 npy_deferred_origin_init(void)
 {
@@ -61,6 +88,34 @@ current_warnings(int i)
     return value;
 }
 
+/* Borrowed; NULL where it has none. */
+static PyObject *
+module_of(PyObject *globals)
+{
+    npy_uint64 version = version_of(globals);
+    if (version == 0 || version != found.of_globals) {
+        found.module = PyDict_GetItemWithError(globals, immortal.name);
+        found.of_globals = version;
+        if (found.module == NULL) {
+            PyErr_Clear();
+            found.of_globals = 0;
+        }
+    }
+    return found.module;
+}
+
+static void
+find_warnings(void)
+{
+    npy_uint64 version = version_of(immortal.module);
+    if (version == 0 || version != found.of_module) {
+        for (int i = 0; i < NPY_DEFERRED_NWARNINGS; i++) {
+            found.warnings[i] = current_warnings(i);
+        }
+        found.of_module = version;
+    }
+}
+
 NPY_NO_EXPORT void
 npy_deferred_origin_set(npy_deferred_origin *origin)
 {
@@ -72,12 +127,10 @@ npy_deferred_origin_set(npy_deferred_origin *origin)
     origin->instruction = PyFrame_GetLasti(frame);
     PyObject *globals = PyEval_GetGlobals();
     origin->globals = globals;
-    origin->module = Py_XNewRef(PyDict_GetItemWithError(globals, immortal.name));
-    if (origin->module == NULL) {
-        PyErr_Clear();
-    }
+    origin->module = Py_XNewRef(module_of(globals));
+    find_warnings();
     for (int i = 0; i < NPY_DEFERRED_NWARNINGS; i++) {
-        origin->warnings[i] = Py_XNewRef(current_warnings(i));
+        origin->warnings[i] = Py_XNewRef(found.warnings[i]);
     }
 }
 
