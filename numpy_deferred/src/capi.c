@@ -8,8 +8,8 @@
  * PyArray_SetBaseObject and PyArray_OutputConverter, since Cython passes None
  * where an ndarray is declared.  They need the GIL.
  *
- * Two functions that have always been in the table get other entries, which tell that
- * an extension asks: see descr_from_type and get_ndarray_c_version.
+ * Three functions that have always been in the table get other entries, which tell that
+ * an extension asks: see descr_from_type, get_ndarray_c_version and set_handler.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -90,6 +90,14 @@ get_ndarray_c_version(void)
     return PyArray_GetNDArrayCVersion();
 }
 
+/* NumPy itself never calls it. */
+static PyObject *
+set_handler(PyObject *handler)
+{
+    npy_deferred_other_handlers = 1;
+    return PyDataMem_SetHandler(handler);
+}
+
 static void
 replace(void *function, void *by)
 {
@@ -107,6 +115,7 @@ npy_deferred_capi_init(PyObject *module)
 {
     replace((void *)PyArray_DescrFromType, (void *)descr_from_type);
     replace((void *)PyArray_GetNDArrayCVersion, (void *)get_ndarray_c_version);
+    replace((void *)PyDataMem_SetHandler, (void *)set_handler);
     void **slots = PyArray_API + _NPY_DEFERRED_API_SLOT;
     slots[0] = (void *)PyArray_CalculateAllDeferred;
     slots[1] = (void *)PyArray_CalculateDeferred;

@@ -41,6 +41,7 @@ typedef struct {
     /* What eager NumPy writes to, which gives the result its type and layout. */
     PyArrayObject *elided;
     npy_deferred_at_once *at_once; /* why it is not captured, for profiles */
+    PyObject *errstate; /* borrowed; NULL, to be looked up, when code may have run */
 } ufunc_call;
 
 /* Returns 0. */
@@ -210,6 +211,9 @@ holds_too_much(PyArrayObject *array, npy_intp nbytes)
 static int
 handler_is_default(void)
 {
+    if (!npy_deferred_other_handlers) {
+        return 1;
+    }
     PyObject *handler = PyDataMem_GetHandler();
     if (handler == NULL) {
         PyErr_Clear();
@@ -225,6 +229,15 @@ result_layout(const ufunc_call *call, npy_deferred_layout *layout)
     return npy_deferred_result_layout(call->ufunc->nin, call->op, call->descrs,
                                       call->order, !npy_deferred_is_where(call->ufunc),
                                       layout);
+}
+
+/* Give the result the strides of a deferred array of the same shape. */
+static void
+lay_out_as(npy_deferred_layout *layout, PyArrayObject *array)
+{
+    memcpy(layout->strides, PyArray_STRIDES(array), layout->ndim * sizeof(npy_intp));
+    layout->contiguity =
+            PyArray_FLAGS(array) & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
 }
 
 /* The guard for the result when it may be deferred, else NULL. */
@@ -273,11 +286,15 @@ new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
     /* The type that an elided array has may be another of the same meaning. */
     PyArray_Descr *descr = call->elided != NULL ? PyArray_DESCR(call->elided)
                                                 : call->descrs[call->ufunc->nin];
+    if (data != NULL) { /* a guard, of whole pages */
+        return npy_deferred_array_new(
+                descr, layout->ndim, layout->dims, layout->strides, data,
+                NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED, layout->contiguity);
+    }
     Py_INCREF(descr);
     return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, descr, layout->ndim, layout->dims, layout->strides, data,
-            data == NULL ? 0 : NPY_ARRAY_WRITEABLE, NULL, NULL,
-            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+            &PyArray_Type, descr, layout->ndim, layout->dims, layout->strides, NULL, 0,
+            NULL, NULL, _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
 }
 
 /*
@@ -292,7 +309,7 @@ new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
     /* Neither np.where nor its casts report anything. */
     int errmask = npy_deferred_is_where(call->ufunc) ? 0 : call->errmask;
     *node = npy_deferred_node_new(call->ufunc, call->method, call->descrs, call->op,
-                                  call->order, errmask);
+                                  call->order, errmask, call->errstate);
     if (*node == NULL) {
         return -1;
     }
@@ -341,7 +358,9 @@ static int
 fuse(const ufunc_call *call, PyArrayObject *out, npy_deferred_target target)
 {
     npy_deferred_node *node;
-    int limited = new_node(call, NPY_MAX_INTP, &node);
+    ufunc_call now = *call;
+    now.errstate = NULL; /* to ask whether it may be fused may have run code */
+    int limited = new_node(&now, NPY_MAX_INTP, &node);
     if (limited != 0) {
         return limited < 0 ? -1 : AGAIN;
     }
@@ -483,13 +502,14 @@ capture_in_place(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *whe
         result_layout(call, &layout) < 0 || !rewrites_operand(call, &layout)) {
         return 0;
     }
-    memcpy(layout.strides, PyArray_STRIDES(out), layout.ndim * sizeof(npy_intp));
+    lay_out_as(&layout, out);
     void *guard = result_guard(call, &layout);
     if (guard == NULL) {
         return 0;
     }
     ufunc_call alike = *call;
     alike.elided = out;
+    alike.errstate = NULL; /* cannot_raise() may have run code */
     int captured = capture(&alike, &layout, guard);
     if (captured != 1) {
         return captured;
@@ -564,8 +584,7 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         return decline(call);
     }
     if (call->elided != NULL) {
-        memcpy(layout.strides, PyArray_STRIDES(call->elided),
-               layout.ndim * sizeof(npy_intp));
+        lay_out_as(&layout, call->elided);
     }
     if (has_out) {
         because(call, NPY_DEFERRED_AT_ONCE_OUT);
@@ -614,11 +633,14 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         return 0;
     }
     npy_deferred_at_once at_once = NPY_DEFERRED_AT_ONCE_NOT;
-    ufunc_call call = {ufunc, method, descrs, op, order, *errmask, NULL, &at_once};
+    ufunc_call call = {ufunc, method,   descrs,
+                       op,    order,    *errmask,
+                       NULL,  &at_once, npy_deferred_errstate_read};
     find_elided(&call);
     int result = AGAIN;
     while (result == AGAIN) {
         result = decide(&call, casting, wheremask);
+        call.errstate = NULL;
     }
     if (result >= 0) {
         npy_deferred_profile_at_once(at_once, ufunc);

@@ -49,6 +49,18 @@
         (1 + NPY_DEFERRED_MAX_NODES * (1 + NPY_DEFERRED_MAX_NIN))
 /* Room for a captured scalar: a complex long double. */
 #    define NPY_DEFERRED_CONSTANT_SIZE 32
+/* Structures of a kind that are kept for the next ones; none where tools look for
+ * memory that is used after it was freed. */
+#    if defined(__SANITIZE_ADDRESS__)
+#        define NPY_DEFERRED_MAX_KEPT 0
+#    elif defined(__has_feature)
+#        if __has_feature(address_sanitizer)
+#            define NPY_DEFERRED_MAX_KEPT 0
+#        endif
+#    endif
+#    ifndef NPY_DEFERRED_MAX_KEPT
+#        define NPY_DEFERRED_MAX_KEPT 64
+#    endif
 
 typedef struct npy_deferred_node npy_deferred_node;
 typedef struct npy_deferred_usage npy_deferred_usage;
@@ -207,6 +219,7 @@ npy_deferred_in_scope(npy_deferred_node *node, PyObject *scope);
 
 typedef struct {
     int ndim;
+    int contiguity; /* NPY_ARRAY_[CF]_CONTIGUOUS, of an array like this; 0: unknown */
     npy_intp size;
     npy_intp dims[NPY_MAXDIMS];
     npy_intp strides[NPY_MAXDIMS];
@@ -220,6 +233,14 @@ NPY_NO_EXPORT int
 npy_deferred_result_layout(int nin, PyArrayObject *const op[],
                            PyArray_Descr *const descrs[], NPY_ORDER order,
                            int may_be_trivial, npy_deferred_layout *result);
+/*
+ * New array of NumPy's own class on memory that it does not own: what
+ * PyArray_NewFromDescr_int makes, for what needs none of its checks.  `contiguity`
+ * is as in a layout, and `data` aligned for all types if `flags` has ALIGNED.
+ */
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_array_new(PyArray_Descr *descr, int ndim, const npy_intp *dims,
+                       const npy_intp *strides, void *data, int flags, int contiguity);
 /* Whether a loop of this type can read the array where it lies. */
 NPY_NO_EXPORT int
 npy_deferred_readable_in_place(PyArrayObject *op, PyArray_Descr *descr);
@@ -239,7 +260,13 @@ npy_deferred_drops_imaginary(PyArray_Descr *from, PyArray_Descr *to)
  * else does, that may change it behind NumPy's back.
  */
 NPY_NO_EXPORT PyArrayObject *
-npy_deferred_memory_owner(PyArrayObject *arr);
+npy_deferred_owner_of_view(PyArrayObject *arr);
+static inline PyArrayObject *
+npy_deferred_memory_owner(PyArrayObject *arr)
+{
+    return PyArray_CHKFLAGS(arr, NPY_ARRAY_OWNDATA) ? arr
+                                                    : npy_deferred_owner_of_view(arr);
+}
 /* Borrowed; NULL when nothing uses `arr`. */
 NPY_NO_EXPORT npy_deferred_usage *
 npy_deferred_find_usage(PyArrayObject *arr);
@@ -284,12 +311,13 @@ npy_deferred_reads_unprotected(void);
 
 /*
  * New node for a call, with references to everything it needs but no array:
- * nothing is counted or pending yet.  NULL with an exception set.
+ * nothing is counted or pending yet.  `errstate` may be NULL, when it is looked up.
+ * NULL with an exception set.
  */
 NPY_NO_EXPORT npy_deferred_node *
 npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                       PyArray_Descr *const descrs[], PyArrayObject *const op[],
-                      NPY_ORDER order, int errmask);
+                      NPY_ORDER order, int errmask, PyObject *errstate);
 /* Make `array` the deferred array of the node.  Steals the node on success. */
 NPY_NO_EXPORT int
 npy_deferred_node_attach(npy_deferred_node *node, PyArrayObject *array);
@@ -942,6 +970,8 @@ NPY_NO_EXPORT void *
 npy_deferred_publish(PyArrayObject *array, void *values);
 /* Borrowed: what stands for the default handler in mem_handler. */
 extern NPY_NO_EXPORT PyObject *npy_deferred_handler;
+/* Whether an extension has ever set a handler. */
+extern NPY_NO_EXPORT int npy_deferred_other_handlers;
 NPY_NO_EXPORT int
 npy_deferred_memory_init(void);
 /* Bytes of memory kept warm for results, and their limit. */

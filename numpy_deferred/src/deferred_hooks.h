@@ -46,6 +46,12 @@ extern NPY_NO_EXPORT npy_intp npy_deferred_npending;
  */
 extern NPY_NO_EXPORT int npy_deferred_state_used;
 
+/*
+ * The error state that was read last, a capsule, borrowed from the context: that of
+ * a ufunc call until other code runs.  Guarded by the GIL.
+ */
+extern NPY_NO_EXPORT PyObject *npy_deferred_errstate_read;
+
 /* Adds what Python sees to `_multiarray_umath`.  Returns 0 or -1. */
 NPY_NO_EXPORT int
 npy_deferred_init(PyObject *module);

@@ -8,7 +8,8 @@
  * (nditer_constr.c) for the rest.  They differ in the strides of axes of
  * length one, so the first is tried first, under the same conditions.
  *
- * Nothing here reads values, allocates or raises.
+ * Nothing here reads values, and but for npy_deferred_array_new nothing allocates or
+ * raises.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -20,11 +21,15 @@
 
 #include "numpy/arrayobject.h"
 
+#include "alloc.h"
 #include "convert_datatype.h"
 #include "deferred.h"
 #include "templ_common.h"
 
 #include <stdlib.h>
+
+/* What operands must be, and must not be, to be read in C order. */
+#define ALL_FLAGS (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS | NPY_ARRAY_ALIGNED)
 
 static int
 broadcast(int nin, PyArrayObject *const op[], npy_deferred_layout *result)
@@ -53,6 +58,45 @@ broadcast(int nin, PyArrayObject *const op[], npy_deferred_layout *result)
         }
     }
     return 0;
+}
+
+NPY_NO_EXPORT PyArrayObject *
+npy_deferred_array_new(PyArray_Descr *descr, int ndim, const npy_intp *dims,
+                       const npy_intp *strides, void *data, int flags, int contiguity)
+{
+    PyArrayObject_fields *array = PyObject_New(PyArrayObject_fields, &PyArray_Type);
+    if (array == NULL) {
+        return NULL;
+    }
+    Py_INCREF(descr);
+    array->descr = descr;
+    array->data = data;
+    array->nd = ndim;
+    array->flags = flags | contiguity;
+    array->base = NULL;
+    array->weakreflist = NULL;
+    array->_buffer_info = NULL;
+    array->mem_handler = NULL;
+    array->dimensions = NULL;
+    array->strides = NULL;
+    if (ndim > 0) {
+        array->dimensions = npy_alloc_cache_dim(2 * ndim);
+        if (array->dimensions == NULL) {
+            Py_DECREF(array);
+            PyErr_NoMemory();
+            return NULL;
+        }
+        array->strides = array->dimensions + ndim;
+        memcpy(array->dimensions, dims, ndim * sizeof(npy_intp));
+        memcpy(array->strides, strides, ndim * sizeof(npy_intp));
+    }
+    int unknown =
+            (contiguity == 0 ? NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS : 0) |
+            (flags & NPY_ARRAY_ALIGNED ? 0 : NPY_ARRAY_ALIGNED);
+    if (unknown != 0) {
+        PyArray_UpdateFlags((PyArrayObject *)array, unknown);
+    }
+    return (PyArrayObject *)array;
 }
 
 NPY_NO_EXPORT int
@@ -183,11 +227,66 @@ all_fortran(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[])
     return 1;
 }
 
+/*
+ * The usual case, in less time: all arrays are of one shape, and one-dimensional or
+ * what a trivial loop reads in C order.  Returns whether it is.
+ */
+static int
+plain_layout(int nin, PyArrayObject *const op[], PyArray_Descr *const descrs[],
+             NPY_ORDER order, int may_be_trivial, npy_deferred_layout *result)
+{
+    PyArrayObject *array = NULL;
+    for (int i = 0; i < nin; i++) {
+        int ndim = PyArray_NDIM(op[i]);
+        if (ndim == 0) {
+            continue;
+        }
+        if (array == NULL) {
+            array = op[i];
+        }
+        else if (ndim != PyArray_NDIM(array) ||
+                 !PyArray_CompareLists(PyArray_DIMS(op[i]), PyArray_DIMS(array),
+                                       ndim)) {
+            return 0;
+        }
+        if (ndim > 1 && ((PyArray_FLAGS(op[i]) & ALL_FLAGS) !=
+                                 (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED) ||
+                         PyArray_DESCR(op[i]) != descrs[i])) {
+            return 0;
+        }
+    }
+    if (array == NULL ||
+        (PyArray_NDIM(array) > 1 && (order == NPY_FORTRANORDER || !may_be_trivial))) {
+        return 0;
+    }
+    npy_intp stride = descrs[nin]->elsize;
+    result->ndim = PyArray_NDIM(array);
+    result->contiguity = result->ndim == 1
+                                 ? NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS
+                                 : NPY_ARRAY_C_CONTIGUOUS;
+    result->size = 1;
+    for (int d = result->ndim - 1; d >= 0; d--) {
+        npy_intp length = PyArray_DIM(array, d);
+        if (length == 0 ||
+            npy_mul_sizes_with_overflow(&result->size, result->size, length)) {
+            return 0;
+        }
+        result->dims[d] = length;
+        result->strides[d] = stride;
+        stride *= length;
+    }
+    return 1;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_result_layout(int nin, PyArrayObject *const op[],
                            PyArray_Descr *const descrs[], NPY_ORDER order,
                            int may_be_trivial, npy_deferred_layout *result)
 {
+    if (plain_layout(nin, op, descrs, order, may_be_trivial, result)) {
+        return 0;
+    }
+    result->contiguity = 0;
     if (broadcast(nin, op, result) < 0) {
         return -1;
     }

@@ -54,6 +54,7 @@ static npy_uint64 clock_ticks = 0;
 NPY_NO_EXPORT npy_intp npy_deferred_cache_limit = (npy_intp)256 << 20;
 
 NPY_NO_EXPORT PyObject *npy_deferred_handler = NULL;
+NPY_NO_EXPORT int npy_deferred_other_handlers = 0;
 
 NPY_NO_EXPORT int
 npy_deferred_is_guard(const void *address)

@@ -25,6 +25,8 @@
 #include "deferred.h"
 #include "profile.h"
 
+#include <stddef.h>
+
 NPY_NO_EXPORT npy_intp npy_deferred_npending = 0;
 NPY_NO_EXPORT npy_deferred_counters npy_deferred_stats;
 
@@ -33,6 +35,13 @@ static npy_deferred_node *newest = NULL;
 
 static npy_uint64 last_serial = 0;
 static npy_uint64 last_visit = 0;
+
+/* Nodes of so many inputs for the next calls, linked by `older`. */
+#define MAX_KEPT_NIN 3
+static struct {
+    npy_deferred_node *first;
+    int n;
+} kept[MAX_KEPT_NIN + 1];
 
 NPY_NO_EXPORT npy_uint64
 npy_deferred_new_visit(void)
@@ -67,21 +76,80 @@ add_bytes(npy_intp *sum, npy_intp nbytes)
     *sum = *sum > NPY_MAX_INTP - nbytes ? NPY_MAX_INTP : *sum + nbytes;
 }
 
+/* An empty node: with nothing but its inputs' constants undefined; or NULL. */
+static npy_deferred_node *
+empty_node(int nin)
+{
+    npy_deferred_node *node = nin <= MAX_KEPT_NIN ? kept[nin].first : NULL;
+    if (node != NULL) {
+        kept[nin].first = node->older;
+        kept[nin].n--;
+    }
+    else {
+        node = PyMem_Malloc(sizeof(*node) + nin * sizeof(npy_deferred_operand));
+        if (node == NULL) {
+            PyErr_NoMemory();
+            return NULL;
+        }
+    }
+    memset(node, 0, sizeof(*node));
+    for (int i = 0; i < nin; i++) {
+        memset(&node->operands[i], 0, offsetof(npy_deferred_operand, constant));
+        node->operands[i].node = node;
+    }
+    node->nin = nin;
+    return node;
+}
+
+static void
+free_node(npy_deferred_node *node)
+{
+    int nin = node->nin;
+    if (nin > MAX_KEPT_NIN || kept[nin].n >= NPY_DEFERRED_MAX_KEPT) {
+        PyMem_Free(node);
+        return;
+    }
+    node->older = kept[nin].first;
+    kept[nin].first = node;
+    kept[nin].n++;
+}
+
+/* Returns 0 or -1: exception set. */
+static int
+set_input(npy_deferred_node *node, int i, PyArrayObject *array)
+{
+    npy_deferred_operand *operand = &node->operands[i];
+    if (PyArray_NDIM(array) == 0) {
+        return capture_constant(operand, array, node->descrs[i]);
+    }
+    Py_INCREF(array);
+    operand->array = array;
+    if (npy_deferred_is(array)) {
+        npy_deferred_node *inner = npy_deferred_node_of(array);
+        node->nnodes += inner->nnodes;
+        node->noperands += inner->noperands;
+        add_bytes(&node->operand_bytes, inner->operand_bytes);
+    }
+    else {
+        PyArrayObject *owner = npy_deferred_memory_owner(array);
+        node->noperands += 1;
+        add_bytes(&node->operand_bytes, PyArray_NBYTES(owner != NULL ? owner : array));
+    }
+    return 0;
+}
+
 NPY_NO_EXPORT npy_deferred_node *
 npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                       PyArray_Descr *const descrs[], PyArrayObject *const op[],
-                      NPY_ORDER order, int errmask)
+                      NPY_ORDER order, int errmask, PyObject *errstate)
 {
     int nin = ufunc->nin;
-    npy_deferred_node *node =
-            PyMem_Calloc(1, sizeof(*node) + nin * sizeof(npy_deferred_operand));
+    npy_deferred_node *node = empty_node(nin);
     if (node == NULL) {
-        PyErr_NoMemory();
         return NULL;
     }
     node->refcount = 1;
     node->serial = ++last_serial;
-    node->nin = nin;
     node->nnodes = 1;
     Py_INCREF(ufunc);
     node->ufunc = ufunc;
@@ -94,7 +162,8 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
     node->order = order;
     node->errmask = errmask;
     if (errmask != 0) {
-        node->errstate = npy_deferred_errstate();
+        node->errstate =
+                errstate != NULL ? Py_NewRef(errstate) : npy_deferred_errstate();
         if (node->errstate == NULL) {
             goto fail;
         }
@@ -105,27 +174,8 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         npy_deferred_origin_set(&node->origin);
     }
     for (int i = 0; i < nin; i++) {
-        npy_deferred_operand *operand = &node->operands[i];
-        operand->node = node;
-        if (PyArray_NDIM(op[i]) == 0) {
-            if (capture_constant(operand, op[i], descrs[i]) < 0) {
-                goto fail;
-            }
-            continue;
-        }
-        Py_INCREF(op[i]);
-        operand->array = op[i];
-        if (npy_deferred_is(op[i])) {
-            npy_deferred_node *inner = npy_deferred_node_of(op[i]);
-            node->nnodes += inner->nnodes;
-            node->noperands += inner->noperands;
-            add_bytes(&node->operand_bytes, inner->operand_bytes);
-        }
-        else {
-            PyArrayObject *owner = npy_deferred_memory_owner(op[i]);
-            node->noperands += 1;
-            add_bytes(&node->operand_bytes,
-                      PyArray_NBYTES(owner != NULL ? owner : op[i]));
+        if (set_input(node, i, op[i]) < 0) {
+            goto fail;
         }
     }
     return node;
@@ -251,7 +301,7 @@ npy_deferred_node_decref(npy_deferred_node *node)
     Py_XDECREF(node->errstate);
     npy_deferred_origin_clear(&node->origin);
     Py_XDECREF(node->scope);
-    PyMem_Free(node);
+    free_node(node);
 }
 
 /* The array gives up its node: it died, or it has its values. */

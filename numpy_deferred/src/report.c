@@ -30,6 +30,8 @@
 #define ERR_CALL 3
 #define ERR_LOG 5
 
+NPY_NO_EXPORT PyObject *npy_deferred_errstate_read = NULL;
+
 NPY_NO_EXPORT PyObject *
 npy_deferred_errstate(void)
 {

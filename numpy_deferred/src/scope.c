@@ -24,6 +24,8 @@
 #include "deferred.h"
 
 static PyObject *scope_variable = NULL; /* owned, immortal */
+/* Whether there was ever a scope, so that the variable need be looked at. */
+static int scopes_used = 0;
 
 NPY_NO_EXPORT int
 npy_deferred_scope_init(PyObject *module)
@@ -39,6 +41,9 @@ NPY_NO_EXPORT PyObject *
 npy_deferred_current_scope(void)
 {
     PyObject *scope;
+    if (!scopes_used) {
+        Py_RETURN_NONE;
+    }
     if (PyContextVar_Get(scope_variable, NULL, &scope) < 0) {
         return NULL;
     }
@@ -57,6 +62,7 @@ npy_deferred_new_scope(npy_uint64 last_serial)
         Py_DECREF(outer);
         return NULL;
     }
+    scopes_used = 1;
     return Py_BuildValue("NNK", outer, state, (unsigned long long)last_serial);
 }
 

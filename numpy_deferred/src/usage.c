@@ -37,6 +37,12 @@ static struct {
     npy_uintp nbuckets, nrecords;
 } table;
 
+/* Records for the next operands, linked by `chain`. */
+static struct {
+    npy_deferred_usage *first;
+    int n;
+} kept;
+
 static inline npy_uintp
 bucket_of(PyArrayObject *array, npy_uintp nbuckets)
 {
@@ -93,6 +99,31 @@ put_into_bucket(npy_deferred_usage *record, PyArrayObject *arr)
 }
 
 static npy_deferred_usage *
+new_record(void)
+{
+    npy_deferred_usage *record = kept.first;
+    if (record == NULL) {
+        return PyMem_Calloc(1, sizeof(*record));
+    }
+    kept.first = record->chain;
+    kept.n--;
+    *record = (npy_deferred_usage){NULL};
+    return record;
+}
+
+static void
+free_record(npy_deferred_usage *record)
+{
+    if (kept.n >= NPY_DEFERRED_MAX_KEPT) {
+        PyMem_Free(record);
+        return;
+    }
+    record->chain = kept.first;
+    kept.first = record;
+    kept.n++;
+}
+
+static npy_deferred_usage *
 find_or_add_usage(PyArrayObject *arr)
 {
     npy_deferred_usage *record = npy_deferred_find_usage(arr);
@@ -102,7 +133,7 @@ find_or_add_usage(PyArrayObject *arr)
     if (table.nrecords >= table.nbuckets && grow_table() < 0) {
         return NULL;
     }
-    record = PyMem_Calloc(1, sizeof(*record));
+    record = new_record();
     if (record == NULL) {
         PyErr_NoMemory();
         return NULL;
@@ -133,16 +164,13 @@ remove_usage_if_unused(npy_deferred_usage *record)
     table.nrecords--;
     PyArray_CLEARFLAGS(record->array, NPY_ARRAY_DEFERRED_TRACKED);
     assert(record->protection == NULL);
-    PyMem_Free(record);
+    free_record(record);
 }
 
 NPY_NO_EXPORT PyArrayObject *
-npy_deferred_memory_owner(PyArrayObject *arr)
+npy_deferred_owner_of_view(PyArrayObject *arr)
 {
-    for (;;) {
-        if (PyArray_CHKFLAGS(arr, NPY_ARRAY_OWNDATA)) {
-            return arr;
-        }
+    while (!PyArray_CHKFLAGS(arr, NPY_ARRAY_OWNDATA)) {
         PyObject *base = PyArray_BASE(arr);
         if (base == NULL) {
             return NULL;
@@ -152,6 +180,7 @@ npy_deferred_memory_owner(PyArrayObject *arr)
         }
         arr = (PyArrayObject *)base;
     }
+    return arr;
 }
 
 static void
@@ -202,7 +231,7 @@ npy_deferred_use(npy_deferred_operand *operand)
     assert(owner != NULL);
     /* If it was written to unseen, those before must not read what this one does. */
     npy_deferred_usage *memory = npy_deferred_find_usage(owner);
-    if (memory != NULL && memory->readers != NULL &&
+    if (memory != NULL && memory->protection != NULL &&
         npy_deferred_check_operand(memory->readers) < 0) {
         return -1;
     }
@@ -210,7 +239,7 @@ npy_deferred_use(npy_deferred_operand *operand)
     if (usage == NULL) {
         return -1;
     }
-    memory = find_or_add_usage(owner);
+    memory = owner == array ? usage : find_or_add_usage(owner);
     if (memory == NULL) {
         remove_usage_if_unused(usage);
         return -1;
@@ -245,8 +274,10 @@ npy_deferred_unuse(npy_deferred_operand *operand)
     }
     if (memory->readers == NULL) {
         npy_deferred_read_bytes -= memory->nbytes;
-        npy_deferred_unprotect(memory->protection);
-        memory->protection = NULL;
+        if (memory->protection != NULL) {
+            npy_deferred_unprotect(memory->protection);
+            memory->protection = NULL;
+        }
     }
     usage->count--;
     if (usage->count == 0) {
