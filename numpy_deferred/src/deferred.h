@@ -290,7 +290,14 @@ npy_deferred_move_readers(PyArrayObject *from, PyArrayObject *to);
  * unseen, and the operand is a copy of what was there now; -1: exception set.
  */
 NPY_NO_EXPORT int
-npy_deferred_check_operand(npy_deferred_operand *operand);
+npy_deferred_check_protected(npy_deferred_operand *operand);
+static inline int
+npy_deferred_check_operand(npy_deferred_operand *operand)
+{
+    return operand->memory == NULL || operand->memory->protection == NULL
+                   ? 0
+                   : npy_deferred_check_protected(operand);
+}
 
 /* Bytes of memory that pending nodes read, whoever else refers to it. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_read_bytes;

@@ -72,13 +72,14 @@ typedef struct {
     const npy_deferred_walk *walk;
     NpyIter *iter; /* that buffers: the walk's, or owned: a copy of it; or NULL */
     npy_intp step_block, block; /* elements at a time, by steps and by units */
-    npy_intp look_in; /* elements, times steps, until the next look for an interrupt */
-    int wanted;       /* NPY_FPE_* that some error state wants to know of */
-    int by_units;     /* else by steps */
-    int nrepeated;    /* blocks that units could not do */
-    char *scratch;    /* owned */
-    char *saved;      /* in it: what a block of the result was before */
-    char *packs;      /* in it: the operands of a panel that are packed */
+    npy_intp look_in;  /* elements, times steps, until the next look for an interrupt */
+    int wanted;        /* NPY_FPE_* that some error state wants to know of */
+    int by_units;      /* else by steps */
+    int nrepeated;     /* blocks that units could not do */
+    char *scratch;     /* owned */
+    npy_intp nscratch; /* its bytes */
+    char *saved;       /* in it: what a block of the result was before */
+    char *packs;       /* in it: the operands of a panel that are packed */
     npy_deferred_progress *progress; /* NULL: not shown */
     int streams;  /* whether large results are written past the cache */
     char *into;   /* borrowed: instead of walk->out, from the start on; or NULL */
@@ -254,6 +255,45 @@ use_scratch(run_state *state, int by_units)
     }
 }
 
+/*
+ * Scratch memory of the last calculation, which is warm and takes no call.  Guarded by
+ * the GIL.
+ */
+static struct {
+    char *memory; /* owned; NULL: in use, or none yet */
+    npy_intp nbytes;
+} spare;
+#define MAX_SPARE (NPY_DEFERRED_MAX_KEPT > 0 ? 131072 : 0)
+
+/* Returns 0 or -1: no exception is set. */
+static int
+take_scratch(run_state *state, npy_intp nbytes)
+{
+    if (spare.memory != NULL && spare.nbytes >= nbytes) {
+        state->scratch = spare.memory;
+        state->nscratch = spare.nbytes;
+        spare.memory = NULL;
+        return 0;
+    }
+    state->scratch = PyMem_RawMalloc(nbytes);
+    state->nscratch = nbytes;
+    return state->scratch == NULL ? -1 : 0;
+}
+
+static void
+release_scratch(run_state *state)
+{
+    char *memory = state->scratch;
+    if (memory != NULL && state->nscratch <= MAX_SPARE &&
+        (spare.memory == NULL || spare.nbytes < state->nscratch)) {
+        state->scratch = spare.memory;
+        spare.memory = memory;
+        spare.nbytes = state->nscratch;
+    }
+    PyMem_RawFree(state->scratch);
+    state->scratch = NULL;
+}
+
 /* Bytes for a pack of an operand, or 0. */
 static npy_intp
 pack_bytes(const npy_deferred_walk *walk, int operand)
@@ -283,8 +323,7 @@ allocate_scratch(run_state *state)
         packs += pack_bytes(state->walk, i);
     }
     if (slots + saved + packs > 0) {
-        state->scratch = PyMem_RawMalloc(slots + saved + packs);
-        if (state->scratch == NULL) {
+        if (take_scratch(state, slots + saved + packs) < 0) {
             PyErr_NoMemory();
             return -1;
         }
@@ -855,7 +894,7 @@ release_state(run_state *state)
     if (state->iter != NULL && NpyIter_Deallocate(state->iter) != NPY_SUCCEED) {
         result = -1;
     }
-    PyMem_RawFree(state->scratch);
+    release_scratch(state);
     return result;
 }
 
@@ -974,7 +1013,7 @@ npy_deferred_execute(npy_deferred_plan *plan, npy_deferred_walk *walk)
     state.streams = is_streaming(walk, nthreads);
     npy_deferred_compile(plan, walk, state.streams, -1);
     int result = nthreads > 1 ? run_divided(&state, nthreads) : run_here(&state);
-    PyMem_RawFree(state.scratch);
+    release_scratch(&state);
     npy_deferred_progress_end(state.progress, result);
     /* Some loops set an exception and return success all the same. */
     if (result >= 0 && PyErr_Occurred()) {
@@ -1167,6 +1206,6 @@ npy_deferred_evaluators_free(npy_deferred_evaluator *evaluators, int n)
         }
         release_state(state);
     }
-    PyMem_RawFree(first->scratch);
+    release_scratch(first);
     PyMem_Free(evaluators);
 }

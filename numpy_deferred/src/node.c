@@ -273,11 +273,17 @@ release_operands(npy_deferred_node *node)
     for (int i = 0; i < node->nin; i++) {
         npy_deferred_unuse(&node->operands[i]);
     }
-    npy_deferred_calling_out++;
     for (int i = 0; i < node->nin; i++) {
-        Py_CLEAR(node->operands[i].array);
+        PyArrayObject *array = node->operands[i].array;
+        node->operands[i].array = NULL;
+        if (array == NULL || Py_REFCNT(array) > 1) { /* then no code runs */
+            Py_XDECREF(array);
+            continue;
+        }
+        npy_deferred_calling_out++;
+        Py_DECREF(array);
+        npy_deferred_calling_out--;
     }
-    npy_deferred_calling_out--;
 }
 
 NPY_NO_EXPORT void

@@ -23,7 +23,6 @@
 
 #include "numpy/arrayobject.h"
 
-#include "array_assign.h"
 #include "deferred.h"
 #include "mem_overlap.h"
 
@@ -32,9 +31,11 @@
 /* Plans that may be kept; each has its place, which the key tells. */
 #define NPLACES 128
 /* Of the result and in all; for each operand and each node; and for their layouts. */
-#define WORDS_HEAD 11
-#define WORDS_OPERAND 4
-#define WORDS_NODE (5 + 2 * NPY_DEFERRED_MAX_NIN)
+#define WORDS_HEAD 8
+#define WORDS_OPERAND 3
+#define WORDS_NODE (4 + NPY_DEFERRED_MAX_NIN + NPY_DEFERRED_MAX_NIN / INPUTS_IN_WORD)
+/* A node's inputs take 16 bits each. */
+#define INPUTS_IN_WORD ((int)sizeof(uintptr_t) / 2)
 #define WORDS_LAYOUT(ndim) (1 + 2 * (ndim))
 /* Larger expressions are not kept. */
 #define MAX_WORDS 1024
@@ -52,29 +53,26 @@ typedef struct {
 
 static npy_deferred_plan *places[NPLACES];
 
-static void
-add_word(draft *d, uintptr_t word)
+/* An array, and how it is gone through where it is gone through directly. */
+static inline uintptr_t *
+add_array(uintptr_t *word, PyArrayObject *array, npy_intp stride)
 {
-    d->words[d->nwords++] = word;
+    /* An address of a structure is even. */
+    *word++ = (uintptr_t)PyArray_DESCR(array) | (PyArray_ISALIGNED(array) != 0);
+    *word++ = (uintptr_t)stride;
+    return word;
 }
 
-static void
-add_array(draft *d, PyArrayObject *array, npy_intp stride)
-{
-    add_word(d, (uintptr_t)PyArray_DESCR(array));
-    add_word(d, (PyArray_ISALIGNED(array) != 0) << 1 | (IsUintAligned(array) != 0));
-    add_word(d, (uintptr_t)stride);
-}
-
-static void
-add_layout(draft *d, PyArrayObject *array)
+static uintptr_t *
+add_layout(uintptr_t *word, PyArrayObject *array)
 {
     int ndim = PyArray_NDIM(array);
-    add_word(d, (uintptr_t)ndim);
+    *word++ = (uintptr_t)ndim;
     for (int i = 0; i < ndim; i++) {
-        add_word(d, (uintptr_t)PyArray_DIM(array, i));
-        add_word(d, (uintptr_t)PyArray_STRIDE(array, i));
+        *word++ = (uintptr_t)PyArray_DIM(array, i);
+        *word++ = (uintptr_t)PyArray_STRIDE(array, i);
     }
+    return word;
 }
 
 /* How an operand lies over the array that is written, which eager NumPy looks at. */
@@ -88,8 +86,8 @@ overlap_word(PyArrayObject *operand, PyArrayObject *out)
 }
 
 /* What a node reads: a constant, a node, or an operand. */
-static uintptr_t
-input_word(const npy_deferred_expression *expression, PyArrayObject *array)
+static inline uintptr_t
+input_bits(const npy_deferred_expression *expression, PyArrayObject *array)
 {
     if (array == NULL) {
         return 0;
@@ -100,20 +98,32 @@ input_word(const npy_deferred_expression *expression, PyArrayObject *array)
     return (uintptr_t)npy_deferred_operand_index(expression, array) << 2 | 2;
 }
 
-static void
-add_node(draft *d, const npy_deferred_expression *expression,
-         const npy_deferred_node *node, int ndim)
+/* A node whose result is `array`; `*casts` becomes 1 when eager NumPy may have to
+ * copy something for it. */
+static uintptr_t *
+add_node(uintptr_t *word, const npy_deferred_expression *expression,
+         const npy_deferred_node *node, PyArrayObject *array, int *casts)
 {
-    add_word(d, (uintptr_t)node->ufunc);
-    add_word(d, (uintptr_t)node->method);
-    add_word(d, (uintptr_t)node->order << 16 | (uintptr_t)node->rewrites << 8 |
-                        (uintptr_t)ndim);
+    *word++ = (uintptr_t)node->ufunc;
+    *word++ = (uintptr_t)node->method;
+    *word++ = (uintptr_t)node->order << 16 | (uintptr_t)node->rewrites << 8 |
+              (uintptr_t)PyArray_NDIM(array);
+    *casts |= PyArray_DESCR(array) != node->descrs[node->nin];
     for (int i = 0; i <= node->nin; i++) {
-        add_word(d, (uintptr_t)node->descrs[i]);
+        *word++ = (uintptr_t)node->descrs[i];
     }
+    uintptr_t inputs = 0;
     for (int i = 0; i < node->nin; i++) {
-        add_word(d, input_word(expression, node->operands[i].array));
+        PyArrayObject *input = node->operands[i].array;
+        *casts |= input != NULL && (PyArray_DESCR(input) != node->descrs[i] ||
+                                    !PyArray_ISALIGNED(input));
+        inputs = inputs << 16 | input_bits(expression, input);
+        if (i % INPUTS_IN_WORD == INPUTS_IN_WORD - 1 || i == node->nin - 1) {
+            *word++ = inputs;
+            inputs = 0;
+        }
     }
+    return word;
 }
 
 /* The result of a node, or NULL. */
@@ -124,70 +134,90 @@ array_of(const npy_deferred_walk *walk, int node)
     return array == NULL && node == walk->expression->nnodes - 1 ? walk->out : array;
 }
 
+/* What eager NumPy's iterators would do depends on all of it. */
+static uintptr_t *
+add_layouts(uintptr_t *word, const npy_deferred_walk *walk)
+{
+    const npy_deferred_expression *expression = walk->expression;
+    *word++ = (uintptr_t)walk->rows << 1 | walk->packed;
+    word = add_layout(word, walk->out);
+    for (int i = 0; i < expression->noperands; i++) {
+        word = add_layout(word, expression->operands[i]);
+    }
+    for (int i = 0; i < expression->nnodes; i++) {
+        word = add_layout(word, array_of(walk, i));
+    }
+    return word;
+}
+
 /* Returns 0 where no plan is kept. */
 static int
 make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
 {
     const npy_deferred_expression *expression = walk->expression;
     int noperands = expression->noperands, nnodes = expression->nnodes;
+    int casts = walk->iter != NULL;
     int bound = WORDS_HEAD + WORDS_OPERAND * noperands + WORDS_NODE * nnodes +
                 expression->nkept;
     if (walk->iter != NULL) {
         bound += (1 + noperands + nnodes) * WORDS_LAYOUT(PyArray_NDIM(walk->out));
     }
-    if (bound > MAX_WORDS || PyArray_SIZE(walk->out) <= 1) {
+    npy_intp size = PyArray_SIZE(walk->out);
+    if (bound > MAX_WORDS || size <= 1) {
         return 0;
     }
-    /* The last operation's array may be the one that it is written to. */
+    uintptr_t *word = d->words;
+    *word++ = (uintptr_t)target << 1 | (uintptr_t)walk->overlaps;
+    *word++ = (uintptr_t)expression->nkept << 32 | (uintptr_t)noperands << 16 | nnodes;
+    *word++ = (uintptr_t)size;
+    *word++ = (uintptr_t)PyArray_NDIM(walk->out);
+    word = add_array(word, walk->out, walk->strides[noperands]);
+    for (int i = 0; i < noperands; i++) {
+        word = add_array(word, expression->operands[i], walk->strides[i]);
+        if (target != NPY_DEFERRED_FRESH) {
+            *word++ = overlap_word(expression->operands[i], walk->out);
+        }
+    }
     for (int i = 0; i < nnodes; i++) {
-        if (array_of(walk, i) == NULL) {
+        /* The last operation's array may be the one that it is written to. */
+        PyArrayObject *array = array_of(walk, i);
+        if (array == NULL) {
             return 0;
         }
-    }
-    d->nwords = 0;
-    add_word(d, (uintptr_t)target << 1 | (uintptr_t)walk->overlaps);
-    add_word(d,
-             (uintptr_t)expression->nkept << 32 | (uintptr_t)noperands << 16 | nnodes);
-    add_word(d, (uintptr_t)PyArray_SIZE(walk->out));
-    add_word(d, (uintptr_t)PyArray_NDIM(walk->out));
-    add_word(d, (uintptr_t)npy_deferred_buffer_size());
-    add_array(d, walk->out, walk->strides[noperands]);
-    for (int i = 0; i < noperands; i++) {
-        add_array(d, expression->operands[i], walk->strides[i]);
-        if (target != NPY_DEFERRED_FRESH) {
-            add_word(d, overlap_word(expression->operands[i], walk->out));
-        }
-    }
-    for (int i = 0; i < nnodes; i++) {
-        add_node(d, expression, expression->nodes[i], PyArray_NDIM(array_of(walk, i)));
+        word = add_node(word, expression, expression->nodes[i], array, &casts);
     }
     for (int i = 0; i < expression->nkept; i++) {
-        add_word(d, (uintptr_t)expression->kept[i]->position);
+        *word++ = (uintptr_t)expression->kept[i]->position;
     }
-    if (walk->iter == NULL) {
-        return 1;
+    casts |= target != NPY_DEFERRED_FRESH ||
+             PyArray_DESCR(walk->out) !=
+                     expression->nodes[nnodes - 1]
+                             ->descrs[expression->nodes[nnodes - 1]->nin];
+    *word++ = casts ? (uintptr_t)npy_deferred_buffer_size() : 0;
+    if (walk->iter != NULL) {
+        word = add_layouts(word, walk);
     }
-    /* Else what eager NumPy's iterators would do depends on all of it. */
-    add_word(d, (uintptr_t)walk->rows << 1 | walk->packed);
-    add_layout(d, walk->out);
-    for (int i = 0; i < noperands; i++) {
-        add_layout(d, expression->operands[i]);
-    }
-    for (int i = 0; i < nnodes; i++) {
-        add_layout(d, array_of(walk, i));
-    }
+    d->nwords = (int)(word - d->words);
     return 1;
 }
 
+/* Two chains, as each multiplication waits for the one before. */
 static uint64_t
 hash_of(const draft *d)
 {
-    uint64_t hash = d->nwords;
-    for (int i = 0; i < d->nwords; i++) {
-        hash = (hash ^ d->words[i]) * 0x9E3779B97F4A7C15u;
-        hash ^= hash >> 32;
+    uint64_t one = d->nwords, two = 0;
+    int i = 0;
+    for (; i + 1 < d->nwords; i += 2) {
+        one = (one ^ d->words[i]) * 0x9E3779B97F4A7C15u;
+        two = (two ^ d->words[i + 1]) * 0xC2B2AE3D27D4EB4Fu;
+        one ^= one >> 32;
+        two ^= two >> 32;
     }
-    return hash;
+    if (i < d->nwords) {
+        one ^= d->words[i];
+    }
+    uint64_t hash = (one ^ (two << 29 | two >> 35)) * 0x9E3779B97F4A7C15u;
+    return hash ^ hash >> 32;
 }
 
 static int
@@ -222,12 +252,12 @@ is_lasting(const npy_deferred_walk *walk)
  * know that it may do without memory.
  */
 NPY_NOINLINE npy_deferred_plan_key *
-npy_deferred_make_key(const draft *d)
+npy_deferred_make_key(const draft *d, uint64_t hash)
 {
     size_t nbytes = d->nwords * sizeof(uintptr_t);
     npy_deferred_plan_key *key = PyMem_Malloc(sizeof(*key) + nbytes);
     if (key != NULL) {
-        key->hash = hash_of(d);
+        key->hash = hash;
         key->nwords = d->nwords;
         memcpy(key->words, d->words, nbytes);
     }
@@ -261,9 +291,10 @@ get_plan(const npy_deferred_walk *walk, npy_deferred_target target,
          npy_deferred_plan **plan)
 {
     draft d;
+    uint64_t hash = 0;
     int may_be_kept = make_draft(&d, walk, target);
     if (may_be_kept) {
-        uint64_t hash = hash_of(&d);
+        hash = hash_of(&d);
         npy_deferred_plan *kept = places[hash % NPLACES];
         if (kept != NULL && kept->key->hash == hash && kept->key->nwords == d.nwords &&
             memcmp(kept->key->words, d.words, d.nwords * sizeof(uintptr_t)) == 0) {
@@ -275,7 +306,7 @@ get_plan(const npy_deferred_walk *walk, npy_deferred_target target,
     }
     int result = npy_deferred_plan_new(walk, target, plan);
     if (result == 0 && may_be_kept && is_lasting(walk)) {
-        (*plan)->key = npy_deferred_make_key(&d);
+        (*plan)->key = npy_deferred_make_key(&d, hash);
     }
     return result;
 }

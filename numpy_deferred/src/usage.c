@@ -422,11 +422,10 @@ read_copy_instead(npy_deferred_usage *memory, PyArrayObject *copy, char *data)
 }
 
 NPY_NO_EXPORT int
-npy_deferred_check_operand(npy_deferred_operand *operand)
+npy_deferred_check_protected(npy_deferred_operand *operand)
 {
     npy_deferred_usage *memory = operand->memory;
-    if (memory == NULL || memory->protection == NULL ||
-        npy_deferred_is_intact(memory->protection)) {
+    if (npy_deferred_is_intact(memory->protection)) {
         return 0;
     }
     char *data;

@@ -41,11 +41,10 @@
 NPY_NO_EXPORT PyArrayObject *
 npy_deferred_array_over(PyArrayObject *like, void *memory)
 {
-    Py_INCREF(PyArray_DESCR(like));
-    return (PyArrayObject *)PyArray_NewFromDescr_int(
-            &PyArray_Type, PyArray_DESCR(like), PyArray_NDIM(like), PyArray_DIMS(like),
-            PyArray_STRIDES(like), memory, NPY_ARRAY_WRITEABLE, NULL, NULL,
-            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+    return npy_deferred_array_new(
+            PyArray_DESCR(like), PyArray_NDIM(like), PyArray_DIMS(like),
+            PyArray_STRIDES(like), memory, NPY_ARRAY_WRITEABLE,
+            PyArray_FLAGS(like) & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS));
 }
 
 NPY_NO_EXPORT PyArrayObject *
