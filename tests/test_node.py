@@ -332,3 +332,29 @@ class TestMemory:
             print(x.sum())
             """
         assert output_of(code) == "20.0"
+
+
+def test_memory_of_nodes_is_used_again():
+    """Whatever the inputs of the ones before were, and however many."""
+    a, b = vector(), vector() + 1
+    calls = [
+        lambda: a + b,
+        lambda: a * 2.5,
+        lambda: 3 - a,
+        lambda: np.sqrt(b),
+        lambda: np.clip(a, 0.25, b),
+        lambda: np.where(a > b, 1.0, a),
+        lambda: (a + b) * (a - 1) / (b + a * a),
+    ]
+    expected = [bits(eager(call)) for call in calls]
+    rng = random.Random(1)
+    for _ in range(30):
+        order = [rng.randrange(len(calls)) for _ in range(rng.randint(1, 100))]
+        results = [calls[i]() for i in order]
+        dropped = rng.sample(range(len(order)), len(order) // 2)
+        for i in dropped:
+            results[i] = None
+        for i, result in zip(order, results, strict=True):
+            assert result is None or bits(result) == expected[i]
+        del results, result
+        assert np.deferred.usage_count(a) == np.deferred.usage_count(b) == 0

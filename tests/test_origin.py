@@ -136,6 +136,40 @@ def test_filters_see_the_module(zeros, state, module, monkeypatch):
     assert len(caught) == (module == "elsewhere")
 
 
+def test_module_is_renamed(zeros, monkeypatch):
+    """Each operation belongs to the module of the name it had then."""
+    module = module_of(SOURCE, "written_there")
+    with recorded() as caught, np.deferredstate(True):
+        warnings.filterwarnings("ignore", module="renamed")
+        named = module.f(zeros), module.f(zeros)
+        module.__name__ = "renamed"
+        renamed = module.f(zeros)
+        module.__name__ = "written_there"
+        named += (module.f(zeros),)
+        np.deferred.calculate(renamed)
+        assert not caught
+        np.deferred.calculate(*named)
+    assert len(caught) == 3
+
+
+def test_warnings_go_where_they_went_then(zeros):
+    """Though nothing but an attribute of the module warnings has changed."""
+    shown = []
+
+    def show(message, *args, **kwargs):
+        shown.append(str(message))
+
+    with recorded() as caught, np.deferredstate(True):
+        before = divide(1, zeros)
+        usual, warnings.showwarning = warnings.showwarning, show
+        inside = divide(1, zeros)
+        warnings.showwarning = usual
+        after = divide(1, zeros)
+        np.deferred.calculate(before, inside, after)
+    assert len(shown) == 1
+    assert len(caught) == 2
+
+
 @pytest.mark.parametrize("namespace", [{}, {"__name__": 3}, {"__name__": "gone"}])
 def test_namespace_that_is_no_module(zeros, namespace):
     exec(SOURCE, namespace)

@@ -134,7 +134,7 @@ struct npy_deferred_usage {
     npy_deferred_usage *chain;           /* hash bucket */
     npy_intp count;                      /* operands that are this array */
     npy_deferred_operand *readers;       /* operands whose memory it owns */
-    npy_intp nbytes;                     /* of that memory, since there are readers */
+    npy_intp nbytes;                     /* of that memory, when there are readers */
     npy_deferred_protection *protection; /* owned; NULL: writes are not seen */
     npy_uint64 visited;                  /* the last traversal that came here */
 };

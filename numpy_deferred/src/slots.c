@@ -146,9 +146,16 @@ npy_deferred_slot_class(size_t nbytes)
 #endif
     }
     int class = 0;
+#ifdef __GNUC__
+    if (nbytes > npy_deferred_slots.page) { /* both bounds are powers of two */
+        class = __builtin_clzll(npy_deferred_slots.page - 1) -
+                __builtin_clzll(nbytes - 1);
+    }
+#else
     while (class < NCLASSES && slot_size(class) < nbytes) {
         class ++;
     }
+#endif
     return class;
 }
 

@@ -101,7 +101,7 @@ whole_pages(size_t nbytes)
 /* The slot at an address, or NULL.  Needs no GIL. */
 NPY_NO_EXPORT slot *
 npy_deferred_slot_at(const void *address);
-/* The smallest class for this many bytes; NCLASSES: none. */
+/* The smallest class for this many bytes; NCLASSES or more: none. */
 NPY_NO_EXPORT int
 npy_deferred_slot_class(size_t nbytes);
 

@@ -208,7 +208,6 @@ link_operand(npy_deferred_operand *operand, npy_deferred_usage *usage,
              npy_deferred_usage *memory)
 {
     if (memory->readers == NULL) {
-        memory->nbytes = PyArray_NBYTES(memory->array);
         npy_deferred_read_bytes += memory->nbytes;
     }
     else {
@@ -244,13 +243,16 @@ npy_deferred_use(npy_deferred_operand *operand)
         remove_usage_if_unused(usage);
         return -1;
     }
-    if (memory->readers == NULL && !npy_deferred_is(owner) &&
-        npy_deferred_protect(owner, &memory->protection) < 0) {
-        remove_usage_if_unused(usage);
-        if (memory != usage) {
-            remove_usage_if_unused(memory);
+    if (memory->readers == NULL) {
+        memory->nbytes = PyArray_NBYTES(owner);
+        if (memory->nbytes >= npy_deferred_protect_limit && !npy_deferred_is(owner) &&
+            npy_deferred_protect(owner, &memory->protection) < 0) {
+            remove_usage_if_unused(usage);
+            if (memory != usage) {
+                remove_usage_if_unused(memory);
+            }
+            return -1;
         }
-        return -1;
     }
     link_operand(operand, usage, memory);
     return 0;
@@ -405,6 +407,7 @@ read_copy_instead(npy_deferred_usage *memory, PyArrayObject *copy, char *data)
         }
     }
     /* Nothing can fail from here on.  The last to go takes `memory` with it. */
+    npy_deferred_find_usage(copy)->nbytes = PyArray_NBYTES(copy);
     operand = memory->readers;
     for (npy_intp i = 0; i < n; i++) {
         npy_deferred_operand *following = operand->next;
