@@ -223,9 +223,10 @@ def upstream_tests(
 ):
     """🧪 Run NumPy's own tests
 
-    Without f2py and the slow ones; deferral is off, but with --deferred.
+    Without the slow ones, but those of f2py; deferral is off, but with --deferred.
     Fails when a test fails that tests/upstream/expected-failures.toml does not
-    list, and when one that it lists passes.
+    list, and when one that it lists passes. The last lines say how many of f2py's
+    were left out when there is no Fortran compiler.
     """
     if on_stock:
         ctx.invoke(stock)
@@ -240,8 +241,9 @@ def upstream_tests(
     options = [
         *("-c", ROOT / "upstream" / "pytest.ini", f"--rootdir={site_packages}"),
         *("-p", "expected_failures", "--deferral", "on" if deferred else "off"),
-        *("-p", "no:cacheprovider", "-q", "-rfE", "-n", jobs, "-m", "not slow"),
-        f"--ignore={site_packages / 'numpy' / 'f2py'}",
+        *("-p", "no:cacheprovider", "-q", "-rfE", "-n", jobs),
+        # Tests of a class of f2py's share what they compile.
+        *("-m", "not slow or f2py", "--dist", "loadscope"),
     ]
     tests = pytest_args or ["--pyargs", "numpy"]
     with tempfile.TemporaryDirectory() as directory:

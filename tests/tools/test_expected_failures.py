@@ -23,6 +23,25 @@ def test_each(x):
     assert x == {}
 """
 
+F2PY = """
+import pytest
+
+pytestmark = pytest.mark.slow
+
+def test_good():
+    pass
+
+@pytest.mark.parametrize("compiler", [" 77", " 90", ""])
+def test_compiled(compiler):
+    pytest.skip(f"No Fortran{compiler} compiler available")
+
+def test_command():
+    pytest.skip("CLI command needs a Fortran compiler")
+
+def test_other():
+    pytest.skip("another reason")
+"""
+
 
 @pytest.fixture
 def suite(tmp_path, real):
@@ -32,7 +51,10 @@ def suite(tmp_path, real):
     package.mkdir()
     (package / "__init__.py").touch()
 
-    def run(*expected, deferral="off", only=None, source=SUITE):
+    def run(*expected, deferral="off", only=None, source=SUITE, f2py=None):
+        if f2py is not None:
+            (package / "f2py").mkdir()
+            (package / "f2py" / "test_f2py.py").write_text(f2py)
         (package / "test_it.py").write_text(source)
         lines = []
         for name in expected:
@@ -41,6 +63,7 @@ def suite(tmp_path, real):
         (tmp_path / "expected-failures.toml").write_text("\n".join(lines))
         command = [sys.executable, "-m", "pytest", "-p", "expected_failures"]
         command += [f"--rootdir={tmp_path}", "-c", os.devnull, "-n", "1"]
+        command += ["-m", "not slow or f2py", "-rs"]
         command += ["--deferral", deferral, "--pyargs", "numpy"]
         return subprocess.run(
             command,
@@ -97,3 +120,18 @@ def test_entry_covers_all_parameters(suite):
     # With one of them passing it has to be an entry for the other one.
     assert suite("test_each", source=PARAMETERS.format(1)).returncode == 1
     assert suite("test_each[2]", source=PARAMETERS.format(1)).returncode == 0
+
+
+def test_slow_tests_of_f2py_are_run(suite):
+    slow = SUITE.replace("def test_bad", "@pytest.mark.slow\ndef test_bad")
+    slow = "import pytest\n" + slow
+    result = suite(source=slow, f2py=F2PY.partition("@")[0])
+    assert result.returncode == 0, result.stdout
+    assert "NumPy's suite: 2 passed" in result.stdout
+    assert "left out" not in result.stdout
+
+
+def test_tests_of_f2py_without_a_compiler_are_counted(suite):
+    result = suite("test_bad", f2py=F2PY)
+    assert result.returncode == 0, result.stdout
+    assert "4 tests of f2py were left out: there is no Fortran" in result.stdout
