@@ -338,21 +338,10 @@ def fortran(tmp_path_factory):
     directory = tmp_path_factory.mktemp("f2py")
     (directory / "source.f90").write_text(FORTRAN)
     env = dict(os.environ, PYTHONPATH=os.environ["NUMPY_STOCK"])
-    subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            "-m",
-            "numpy.f2py",
-            "-c",
-            "-m",
-            "_fortran",
-            "source.f90",
-        ],
-        cwd=directory,
-        env=env,
-        check=True,
-    )
+    # The default is distutils where Python has that.
+    options = ["-c", "--backend", "meson", "-m", "_fortran", "source.f90"]
+    command = [sys.executable, "-P", "-m", "numpy.f2py", *options]
+    subprocess.run(command, cwd=directory, env=env, check=True)
     return load_built(directory, "_fortran")
 
 
