@@ -10,12 +10,13 @@ from helpers.process import printed, run_with_helpers
 PREAMBLE = """
 import ctypes, sys, threading, types, warnings
 import numpy as np
-from helpers.unseen import address, flags, write
+from helpers.unseen import address, exchange, flags, write
 from helpers.unseen import api
 np.setdeferred(True)
 
 WRITEABLE = 0x400
 descr_from_type = api(45, ctypes.py_object, ctypes.c_int)
+copy_into = api(50, ctypes.c_int, ctypes.py_object, ctypes.py_object)
 import_array = api(0, ctypes.c_uint)
 
 def vector(n):
@@ -125,6 +126,116 @@ class TestTable:
         assert ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int)(pointer)(12)
         assert pending() == 1
         """)
+
+
+INPLACE = """
+def inplace(a, dtype="f4"):
+    descr_from_type(np.dtype(dtype).num)
+    with np.deferredstate(False):
+        new = np.empty(a.shape, dtype)
+    assert copy_into(new, a) == 0
+    exchange(a, new)
+    return new
+
+def expect_both(a, new, values):
+    assert a.dtype == np.float32 and new.dtype == np.float64
+    expect(a, values.astype("f4"))
+    expect(new, values)
+"""
+
+
+class TestExchange:
+    """f2py's intent(inplace) gives an array another's memory, but not its handler."""
+
+    @pytest.fixture
+    def passes(self, passes):
+        return lambda code, **env: passes(INPLACE + textwrap.dedent(code), **env)
+
+    @pytest.mark.parametrize("n", [1, 100, 2000, 300_000])
+    @pytest.mark.parametrize("first", ["pass", "np.deferred.calculate(a)"])
+    def test_frees_what_it_has(self, passes, n, first):
+        passes(f"""
+        for _ in range(5):
+            b = vector({n})
+            a = b * 2
+            {first}
+            new = inplace(a)
+            expect_both(a, new, (np.arange({n}) + 0.5) * 2)
+            del a
+            kept = [np.ones({n}, "f4") for _ in range(10)]
+            expect(new, b * 2)
+            del new
+            kept += [np.ones({n}) for _ in range(10)] + [vector({n}) + 1]
+            assert all(np.sum(x) == {n} for x in kept[:20])
+        """)
+
+    @pytest.mark.parametrize("n", [1, 100, 2000, 300_000])
+    def test_resizes_what_it_has(self, passes, n):
+        passes(f"""
+        a = vector({n}) * 2
+        new = inplace(a)
+        np.setdeferred(False)
+        values = np.append((np.arange({n}) + 0.5) * 2, np.zeros(5000))
+        for x in (a, new):
+            x.resize({n} + 5000, refcheck=False)
+        expect_both(a, new, values)
+        for x in (a, new):
+            x.resize(1, refcheck=False)
+        expect_both(a, new, values[:1])
+        """)
+
+    @pytest.mark.parametrize("protected", ["0", None])
+    @pytest.mark.parametrize("made", ["vector(n)", "vector(n) + 0"])
+    def test_readers_are_calculated(self, passes, made, protected):
+        environment = {} if protected is None else {"NUMPY_DEFERRED_PROTECT_BYTES": "0"}
+        passes(
+            f"""
+            for n in (1, 100, 2000, 300_000):
+                a = {made}
+                np.deferred.calculate(a)
+                view = a[::2]
+                x = a * 3
+                y = np.sin(x) + view[0]
+                new = inplace(a)
+                write(new, n - 1, 7.0)
+                before = np.arange(n) + 0.5
+                expect(x, before * 3)
+                expect(y, np.sin(before * 3) + 0.5)
+                assert pending() == 0 and flags(a) & flags(new) & WRITEABLE
+            """,
+            **environment,
+        )
+
+    def test_of_a_view(self, passes):
+        passes("""
+        for n in (2, 100, 2000, 300_000):
+            whole = vector(n) * 2
+            a = whole[::2]
+            x = a + 1
+            new = inplace(a)
+            before = (np.arange(n) + 0.5) * 2
+            expect_both(a, new, before[::2])
+            expect(x, before[::2] + 1)
+            del a, new
+            expect(whole, before)
+        """)
+
+    def test_errors_of_readers(self, passes):
+        passes(
+            """
+            a = vector(50)
+            a[7] = 0
+            with np.errstate(divide="raise"):
+                x = 1 / a
+                try:
+                    inplace(a)
+                except FloatingPointError:
+                    assert a.dtype == np.float64
+                else:
+                    raise AssertionError
+            """,
+            NUMPY_DEFERRED_PROTECT_BYTES="0",
+        )
 
 
 class TestKeepers:

@@ -8,8 +8,9 @@
  * PyArray_SetBaseObject and PyArray_OutputConverter, since Cython passes None
  * where an ndarray is declared.  They need the GIL.
  *
- * Three functions that have always been in the table get other entries, which tell that
- * an extension asks: see descr_from_type, get_ndarray_c_version and set_handler.
+ * Four functions that have always been in the table get other entries, which tell that
+ * an extension asks: see descr_from_type, copy_into, get_ndarray_c_version and
+ * set_handler.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -81,6 +82,19 @@ descr_from_type(int type)
     return PyArray_DescrFromType(type);
 }
 
+/*
+ * The one sign of f2py's intent(inplace): it copies its argument to an array of another
+ * dtype or layout, and then exchanges the fields of the two structures.
+ */
+static int
+copy_into(PyArrayObject *dest, PyArrayObject *src)
+{
+    if (PyArray_CopyInto(dest, src) < 0) {
+        return -1;
+    }
+    return npy_deferred_before_exchange(dest, src);
+}
+
 /* Called by import_array: there is one more who may have arrays. */
 static unsigned int
 get_ndarray_c_version(void)
@@ -114,6 +128,7 @@ NPY_NO_EXPORT int
 npy_deferred_capi_init(PyObject *module)
 {
     replace((void *)PyArray_DescrFromType, (void *)descr_from_type);
+    replace((void *)PyArray_CopyInto, (void *)copy_into);
     replace((void *)PyArray_GetNDArrayCVersion, (void *)get_ndarray_c_version);
     replace((void *)PyDataMem_SetHandler, (void *)set_handler);
     void **slots = PyArray_API + _NPY_DEFERRED_API_SLOT;

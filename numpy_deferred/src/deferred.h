@@ -979,6 +979,13 @@ npy_deferred_publish(PyArrayObject *array, void *values);
 extern NPY_NO_EXPORT PyObject *npy_deferred_handler;
 /* Whether an extension has ever set a handler. */
 extern NPY_NO_EXPORT int npy_deferred_other_handlers;
+/*
+ * Call when an extension has copied `old` into `new_`: it may go on to exchange the
+ * memory of the two, and all that says what is there, but their handlers.  Calculates
+ * what reads `old`, and sees to it that either may free what it then has.  0 or -1.
+ */
+NPY_NO_EXPORT int
+npy_deferred_before_exchange(PyArrayObject *new_, PyArrayObject *old);
 NPY_NO_EXPORT int
 npy_deferred_memory_init(void);
 /* Bytes of memory kept warm for results, and their limit. */

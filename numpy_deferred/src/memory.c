@@ -24,6 +24,9 @@
  * it back, without a system call.  What is calculated and dropped leaves memory
  * that is warm, which the next result of about its size gets.
  *
+ * An extension may exchange the memory of two arrays, and not what frees it, as f2py
+ * does: our handler takes memory of the default one, too.
+ *
  * All of it is guarded by the GIL, but npy_deferred_is_guard.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
@@ -44,7 +47,10 @@
 
 /* Before memory from malloc; as large as malloc aligns. */
 typedef union {
-    slot *guard; /* NULL: none */
+    struct {
+        slot *guard; /* NULL: none */
+        uintptr_t mark;
+    };
     char size[16];
 } header;
 
@@ -245,15 +251,28 @@ release_block(slot *block)
 
 /* ---- memory for values ---- */
 
-static void *
-allocate(size_t nbytes)
+static uintptr_t
+mark_of(const header *head)
 {
-    header *head = malloc(sizeof(header) + nbytes);
+    return ~(uintptr_t)head;
+}
+
+/* The values after a header whose memory is new, or NULL. */
+static void *
+after(header *head)
+{
     if (head == NULL) {
         return NULL;
     }
     head->guard = NULL;
+    head->mark = mark_of(head);
     return head + 1;
+}
+
+static void *
+allocate(size_t nbytes)
+{
+    return after(malloc(sizeof(header) + nbytes));
 }
 
 static void *
@@ -331,6 +350,20 @@ npy_deferred_publish(PyArrayObject *array, void *values)
 
 /* ---- the handler of NEP 49 that arrays with such memory have ---- */
 
+/*
+ * NULL: it is memory of the default handler, see npy_deferred_before_exchange.  What
+ * lies before that is malloc's own, which a sanitizer would not have us look at.
+ */
+#ifdef __GNUC__
+__attribute__((no_sanitize_address))
+#endif
+static header *
+header_of(void *values)
+{
+    header *head = (header *)values - 1;
+    return head->mark == mark_of(head) ? head : NULL;
+}
+
 static void *
 handler_malloc(void *NPY_UNUSED(context), size_t size)
 {
@@ -340,23 +373,25 @@ handler_malloc(void *NPY_UNUSED(context), size_t size)
 static void *
 handler_calloc(void *NPY_UNUSED(context), size_t n, size_t size)
 {
-    header *head = calloc(1, sizeof(header) + n * size);
-    return head == NULL ? NULL : head + 1;
+    return after(calloc(1, sizeof(header) + n * size));
 }
 
 static void
-handler_free(void *NPY_UNUSED(context), void *values, size_t NPY_UNUSED(size))
+handler_free(void *NPY_UNUSED(context), void *values, size_t size)
 {
     if (values == NULL) {
         return;
     }
     slot *s = npy_deferred_slot_at(values);
-    if (s == NULL) {
-        header *head = (header *)values - 1;
+    header *head = s == NULL ? header_of(values) : NULL;
+    if (head != NULL) {
         if (head->guard != NULL) {
             release_guard(head->guard);
         }
         free(head);
+    }
+    else if (s == NULL) {
+        default_handler.allocator.free(default_handler.allocator.ctx, values, size);
     }
     else if (s->twin != NULL) {
         release_block(s);
@@ -370,16 +405,21 @@ static void *
 handler_realloc(void *context, void *values, size_t size)
 {
     slot *s = values == NULL ? NULL : npy_deferred_slot_at(values);
-    if (s == NULL) {
-        header *head = realloc(values == NULL ? NULL : (header *)values - 1,
-                               sizeof(header) + size);
-        if (head != NULL && values == NULL) {
-            head->guard = NULL;
+    header *head = values == NULL || s != NULL ? NULL : header_of(values);
+    if (head != NULL) {
+        head = realloc(head, sizeof(header) + size);
+        if (head == NULL) {
+            return NULL;
         }
-        return head == NULL ? NULL : head + 1;
+        head->mark = mark_of(head);
+        return head + 1;
+    }
+    if (s == NULL && values != NULL) {
+        return default_handler.allocator.realloc(default_handler.allocator.ctx, values,
+                                                 size);
     }
     void *larger = allocate(size);
-    if (larger != NULL) {
+    if (larger != NULL && values != NULL) {
         memcpy(larger, values, size < s->nbytes ? size : s->nbytes);
         handler_free(context, values, 0);
     }
@@ -398,6 +438,20 @@ npy_deferred_memory_init(void)
 {
     npy_deferred_handler = PyCapsule_New(&handler, MEM_HANDLER_CAPSULE_NAME, NULL);
     return npy_deferred_handler == NULL ? -1 : 0;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_before_exchange(PyArrayObject *new_, PyArrayObject *old)
+{
+    if (npy_deferred_before_write(old) < 0) {
+        return -1;
+    }
+    PyArrayObject_fields *fields = (PyArrayObject_fields *)new_;
+    if (PyArray_HANDLER(old) == npy_deferred_handler &&
+        fields->mem_handler == PyDataMem_DefaultHandler) {
+        Py_SETREF(fields->mem_handler, Py_NewRef(npy_deferred_handler));
+    }
+    return 0;
 }
 
 /* ---- what the fault handler asks ---- */

@@ -7,6 +7,8 @@ import numpy as np
 # PyArrayObject_fields, after the reference count and the type.
 DATA = 2 * ctypes.sizeof(ctypes.c_void_p)
 FLAGS = DATA + 2 * ctypes.sizeof(ctypes.c_int) + 5 * ctypes.sizeof(ctypes.c_void_p)
+# Up to them there is what f2py exchanges.
+EXCHANGED = FLAGS + ctypes.sizeof(ctypes.c_int) - DATA
 
 
 def address(array):
@@ -23,6 +25,13 @@ def write(where, i, value):
     """Write a double into an array, or at an address."""
     start = where if isinstance(where, int) else address(where)
     ctypes.c_double.from_address(start + 8 * int(i)).value = value
+
+
+def exchange(a, b):
+    """What f2py's intent(inplace) does with its argument and the copy it has made."""
+    fields = ctypes.c_char * EXCHANGED
+    one, other = (fields.from_address(id(array) + DATA) for array in (a, b))
+    one.raw, other.raw = other.raw, one.raw
 
 
 def api(slot, result, *arguments):

@@ -328,6 +328,28 @@ function total(a, m, n)
   double precision :: total
   total = sum(a)
 end function
+subroutine halve(a, n)
+  integer, intent(in) :: n
+  real, intent(inout) :: a(n)
+  !f2py intent(inplace) :: a
+  a = a / 2
+end subroutine
+function called(f, a, n)
+  external :: f
+  integer, intent(in) :: n
+  double precision, intent(in) :: a(n)
+  double precision :: f, called
+  called = f(a, n)
+end function
+module kept
+  double precision :: fixed(6)
+  double precision, allocatable :: many(:)
+contains
+  subroutine increase
+    fixed = fixed + 1
+    many = many + 1
+  end subroutine
+end module
 """
 
 
@@ -363,3 +385,52 @@ class TestF2py:
     @pytest.mark.parametrize("order", ["C", "F"])
     def test_total(self, fortran, shape, order):
         assert_same(lambda: fortran.total(pending(shape, order=order)))
+
+    @lengths
+    def test_inplace(self, fortran, n):
+        """The wrapper exchanges the array's memory for that of a copy."""
+
+        def work():
+            x = pending(n)
+            y = handed(x + 1)
+            a, z = operand_of(lambda a: a * 2, n)
+            fortran.halve(x)
+            fortran.halve(a)
+            return x, y, a, z, x * a
+
+        assert_same(work)
+
+    @lengths
+    def test_callback(self, fortran, n):
+        """The array that it is called with lies in the caller's memory."""
+
+        def work():
+            results = []
+
+            def function(a):
+                results.append(np.sin(a) * 2)
+                return results[0][1]
+
+            x = pending(n)
+            first = fortran.called(function, x)
+            x += 1
+            return first, x, results[0]
+
+        assert_same(work)
+
+    @lengths
+    def test_variables(self, fortran, n):
+        """Arrays of a Fortran module are assigned and read, and it writes to them."""
+
+        def work():
+            kept = fortran.kept
+            kept.fixed = pending(6)
+            kept.many = pending(n)
+            x, y = kept.fixed * 2, kept.many * 2
+            kept.increase()
+            z = pending(n) + kept.many
+            kept.many[1:3] = pending(2)
+            kept.increase()
+            return x, y, z, kept.fixed.copy(), kept.many + 1
+
+        assert_same(work)
