@@ -21,11 +21,20 @@ from helpers.layouts import (
     operand,
     strided,
 )
-from helpers.loops import ELEMENTWISE, ELEMENTWISE_UFUNCS, LOOPS, OTHERS
+from helpers.loops import (
+    ELEMENTWISE,
+    ELEMENTWISE_UFUNCS,
+    LOOPS,
+    OTHERS,
+    WITH_ONE_OUTPUT,
+    WITH_TWO_OUTPUTS,
+)
 from helpers.values import NUMERIC
 
 FEW_LENGTHS = (1, 65, 1025, 4097)
 each_loop = pytest.mark.parametrize("loop", ELEMENTWISE, ids=str)
+each_with_one_output = pytest.mark.parametrize("loop", WITH_ONE_OUTPUT, ids=str)
+each_with_two_outputs = pytest.mark.parametrize("loop", WITH_TWO_OUTPUTS, ids=str)
 
 
 def produce(array):
@@ -35,7 +44,8 @@ def produce(array):
 
 def consume(result, operands):
     """Two operations that share `result`, with a cast where types differ."""
-    return np.add(np.maximum(result, operands[0]), result)
+    first, last = result if isinstance(result, tuple) else (result, result)
+    return np.add(np.maximum(first, operands[0]), last)
 
 
 def single(ufunc, operands):
@@ -89,7 +99,8 @@ def compare(loop, function, nothers, lengths, **errors):
             outcome = compared.same(name, function, loop.ufunc, operands)
             if outcome.error is None and outcome.results[0].kind is np.ndarray:
                 captured = count_pending(function, loop.ufunc, operands)
-                expected = nothers(operands) + may_wait(loop, operands)
+                nown = may_wait(loop, operands) * loop.ufunc.nout
+                expected = nothers(operands) + nown
                 compared.check(
                     f"{name}: captured {captured}, not {expected}", captured == expected
                 )
@@ -181,7 +192,7 @@ def astype(ufunc, operands, destination):
 @pytest.mark.parametrize(
     "way", [out_argument, assignment, copyto, astype], ids=lambda way: way.__name__
 )
-@each_loop
+@each_with_one_output
 def test_destination(loop, way):
     def call(operands, destination):
         destination[...] = 0
@@ -194,7 +205,7 @@ def test_destination(loop, way):
                 compared.same(f"{name}-{shape}", call, operands, destination)
 
 
-@each_loop
+@each_with_one_output
 def test_in_place(loop):
     """The first operand is the destination too."""
 
@@ -215,6 +226,93 @@ def test_in_place(loop):
         compared.same("shifted", shifted, operands)
 
 
+def first(ufunc, operands):
+    return ufunc(*operands)[0]
+
+
+def second(ufunc, operands):
+    return fed(ufunc, operands)[1]
+
+
+def second_first(ufunc, operands):
+    """The second output is read first."""
+    return fed(ufunc, operands)[::-1]
+
+
+def reduced(ufunc, operands):
+    """Each is used by itself."""
+    first, last = ufunc(*operands)
+    return np.maximum(last, 1), np.add(first, 1), np.maximum.reduce(last, axis=-1)
+
+
+@pytest.mark.parametrize(
+    "function", [first, second, second_first, reduced], ids=lambda f: f.__name__
+)
+@each_with_two_outputs
+def test_one_of_two(loop, function):
+    with comparison() as compared, np.errstate(all="ignore"):
+        for name, operands in arrangements(loop.inputs, FEW_LENGTHS):
+            compared.same(name, function, loop.ufunc, operands)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@each_with_two_outputs
+def test_destination_of_one_of_two(loop, which):
+    def assigned(operands, destination):
+        destination[...] = 0
+        destination[...] = fed(loop.ufunc, operands)[which]
+        return destination
+
+    def assigned_with_other(operands, destination):
+        destination[...] = 0
+        results = loop.ufunc(*operands)
+        destination[...] = results[which]
+        return destination, results
+
+    def as_output(operands, destination):
+        destination[...] = 0
+        out = (destination, None) if which == 0 else (None, destination)
+        return loop.ufunc(*map(produce, operands), out=out)
+
+    with comparison() as compared, np.errstate(all="ignore"):
+        for shape in [(1300,), (13, 12)]:
+            operands = [operand(char, shape, i) for i, char in enumerate(loop.inputs)]
+            for name, destination in outputs(shape, loop.output[which]):
+                for call in (assigned, assigned_with_other, as_output):
+                    where = f"{call.__name__} {name}-{shape}"
+                    compared.same(where, call, operands, destination)
+
+
+@each_with_two_outputs
+def test_two_in_place(loop):
+    """The first operand is a destination, or both are."""
+
+    def call(operands, step):
+        memory = operands[0].copy()
+        first, *rest = [memory[::step], *(produce(op)[::step] for op in operands[1:])]
+        results = loop.ufunc(first, *rest, out=(first, None), casting="unsafe")
+        return results, memory
+
+    def both(operands):
+        first, last = produce(operands[0]), operands[-1].copy()
+        kept = first + 1
+        return loop.ufunc(*operands, out=(first, last), casting="unsafe"), kept
+
+    def updated(operands):
+        """As in `q *= 2`, of what is pending."""
+        first, last = loop.ufunc(*operands)
+        first += first
+        last += 1
+        return last, first
+
+    with comparison() as compared, np.errstate(all="ignore"):
+        operands = [operand(char, (1300,), i) for i, char in enumerate(loop.inputs)]
+        for step in (1, 2, -1):
+            compared.same(f"step {step}", call, operands, step)
+        compared.same("both", both, operands)
+        compared.same("updated", updated, operands)
+
+
 @pytest.mark.parametrize("ufunc", ELEMENTWISE_UFUNCS, ids=lambda u: u.__name__)
 def test_mixed_dtypes(ufunc):
     """All combinations of input dtypes, so with all the casts there are."""
@@ -228,13 +326,11 @@ def test_mixed_dtypes(ufunc):
 
 @pytest.mark.parametrize("loop", OTHERS, ids=str)
 def test_not_elementwise(loop):
-    """Two outputs, or core dimensions: run at once, on calculated inputs."""
-    core = loop.ufunc.signature is not None
+    """Core dimensions: run at once, on calculated inputs."""
     with comparison() as compared, np.errstate(all="ignore"):
-        for shape in [(5, 5)] if core else [(70,), (9, 17)]:
-            operands = [operand(char, shape, i) for i, char in enumerate(loop.inputs)]
-            compared.same(f"single-{shape}", single, loop.ufunc, operands)
-            compared.same(f"fed-{shape}", fed, loop.ufunc, operands)
+        operands = [operand(char, (5, 5), i) for i, char in enumerate(loop.inputs)]
+        compared.same("single", single, loop.ufunc, operands)
+        compared.same("fed", fed, loop.ufunc, operands)
 
 
 def distinct_nans(char, shape, position):
@@ -390,4 +486,5 @@ def test_the_cases_are_there():
     """The table is made, not written: it must not come out empty by mistake."""
     assert len(ELEMENTWISE_UFUNCS) >= 80
     assert len(ELEMENTWISE) >= 900
+    assert {loop.ufunc for loop in WITH_TWO_OUTPUTS} >= {np.divmod, np.modf, np.frexp}
     assert set("".join(loop.types for loop in LOOPS)) == set(NUMERIC) | set("->")

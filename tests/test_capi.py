@@ -276,6 +276,15 @@ class TestAssignment:
         api.assign(x, third)
         assert bits(first) == bits(second) == bits(third) == bits(x)
 
+    @pytest.mark.parametrize("which", [0, 1])
+    def test_one_of_two_outputs(self, api, deferred, which):
+        """It stays deferred, and so does the other one."""
+        outputs, out = np.divmod(vector() + 1, 5), np.zeros(12)
+        api.assign(outputs[which], out)
+        assert all(x.flags.deferred for x in outputs)
+        assert bits(out) == bits(outputs[which])
+        assert not any(x.flags.deferred for x in outputs)
+
     def test_second_time_by_way_of_a_copy(self, api, deferred):
         x = expression()
         first, second = np.zeros((2, 3, 4)), np.zeros((2, 3, 4))

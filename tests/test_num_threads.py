@@ -27,7 +27,8 @@ def single(ufunc, operands):
 
 def consumed(ufunc, operands):
     result = ufunc(*operands)
-    return np.add(np.maximum(result, operands[0]), result)
+    first, last = result if isinstance(result, tuple) else (result, result)
+    return np.add(np.maximum(first, operands[0]), last)
 
 
 @pytest.mark.parametrize("loop", ELEMENTWISE, ids=str)

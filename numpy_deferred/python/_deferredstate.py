@@ -54,8 +54,9 @@ def setdeferred(state):
 
     Notes
     -----
-    Results of less than 32 KiB are computed at once, as deferring them does not
-    pay; the environment variable ``NUMPY_DEFERRED_MIN_BYTES`` gives another limit.
+    Results of less than 32 KiB, or 64 KiB each of a ufunc with two outputs, are
+    computed at once, as deferring them does not pay; the environment variable
+    ``NUMPY_DEFERRED_MIN_BYTES`` gives another limit.
 
     Like the error state, the deferred state belongs to the context
     (:mod:`contextvars`): threads and asyncio tasks have their own.

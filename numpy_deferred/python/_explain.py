@@ -6,8 +6,9 @@ from math import prod
 from numpy._core import _multiarray_umath as _core
 from numpy._utils import set_module
 
-#: One pending operation; `inputs` are names of operations and operands, or scalars.
-Operation = namedtuple("Operation", "name ufunc inputs dtype shape where")
+#: One pending operation; `inputs` are names of operations and operands, or scalars,
+#: `output` is which of two outputs it is, or None.
+Operation = namedtuple("Operation", "name ufunc inputs dtype shape where output")
 #: An array that is read.
 Operand = namedtuple("Operand", "name dtype shape strides nbytes")
 #: How the operations are run: `block` is None where they need no blocks.
@@ -18,6 +19,12 @@ _PREFIX = {"operation": "t", "operand": "a"}
 
 def _name(kind, what):
     return f"{_PREFIX[kind]}{what}" if kind in _PREFIX else str(what)
+
+
+def _call(operation, inputs):
+    """The operation, as one would write it, of what is given."""
+    output = "" if operation.output is None else f"[{operation.output}]"
+    return f"{operation.ufunc}({', '.join(inputs)}){output}"
 
 
 def _count(n, what):
@@ -35,12 +42,14 @@ class Explanation:
     dtype : dtype
         Of the array.
     operations : list of Operation
-        ``name``, ``ufunc``, ``inputs``, ``dtype``, ``shape`` and ``where`` (file
-        and line, or None where that is not known), the oldest first; the last one
-        gives the array.  Empty when the array is not deferred.
+        ``name``, ``ufunc``, ``inputs``, ``dtype``, ``shape``, ``where`` (file
+        and line, or None where that is not known) and ``output`` (which of two
+        outputs of a ufunc, or None), the oldest first.  Empty when the array is not
+        deferred.
     results : tuple of str
         Names of the operations whose values become arrays, the oldest first: the
-        last one; in a `profile`, also others that were calculated together with it.
+        last one, and the other output of the same call where that is pending too; in
+        a `profile`, also others that were calculated together with it.
     operands : list of Operand
         ``name``, ``dtype``, ``shape``, ``strides`` (bytes) and ``nbytes`` of the
         arrays that are read.
@@ -126,7 +135,7 @@ class Explanation:
             remark = f"strides {operand.strides}"
             yield operand.name, "operand", operand.dtype, operand.shape, remark
         for operation in self.operations:
-            what = f"{operation.ufunc}({', '.join(operation.inputs)})"
+            what = _call(operation, operation.inputs)
             remark = operation.where or ""
             if self._apart(operation):
                 remark = f"calculated first; {remark}".rstrip("; ")
@@ -195,7 +204,8 @@ class Explanation:
             label = f"{operand.name}\\n{operand.dtype} {operand.shape}"
             lines.append(f'  {operand.name} [shape=box, label="{label}"];')
         for operation in self.operations:
-            label = f"{operation.ufunc}\\n{operation.dtype} {operation.shape}"
+            output = "" if operation.output is None else f"[{operation.output}]"
+            label = f"{operation.ufunc}{output}\\n{operation.dtype} {operation.shape}"
             lines.append(f'  {operation.name} [label="{label}"];')
             for i, each in enumerate(operation.inputs):
                 source = each

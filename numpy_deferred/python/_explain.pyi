@@ -10,6 +10,7 @@ class Operation(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     where: str | None
+    output: int | None
 
 class Operand(NamedTuple):
     name: str

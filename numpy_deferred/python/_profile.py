@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from numpy._core import _multiarray_umath as _core
-from numpy._core._explain import Explanation, _count
+from numpy._core._explain import Explanation, _call, _count
 from numpy._utils import set_module
 
 #: Operations that ran at once: how many, of which ufunc, why, and where.
@@ -79,8 +79,7 @@ def _infix(explanation):
     results = set(explanation.results)
     texts, shared = {}, []
     for op in explanation.operations:
-        inputs = ", ".join(texts.get(name, name) for name in op.inputs)
-        texts[op.name] = f"{op.ufunc}({inputs})"
+        texts[op.name] = _call(op, [texts.get(name, name) for name in op.inputs])
         if uses[op.name] > (op.name not in results):
             shared.append(f"{op.name} = {texts.pop(op.name)}")
     results = [texts[name] for name in explanation.results if name in texts]

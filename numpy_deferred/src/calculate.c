@@ -73,7 +73,7 @@ has_raised(int result)
 }
 
 NPY_NO_EXPORT int
-npy_deferred_calculate_node(PyArrayObject *arr)
+npy_deferred_calculate_alone(PyArrayObject *arr)
 {
     npy_deferred_wait();
     if (!npy_deferred_is(arr)) {
@@ -94,7 +94,7 @@ npy_deferred_calculate_node(PyArrayObject *arr)
     Py_INCREF(arr);
     npy_deferred_node_incref(node);
     int result = fill_and_report(arr, node, &memory);
-    node->failed = has_raised(result);
+    npy_deferred_set_failed(node, has_raised(result));
     if (result == 0 && npy_deferred_is(arr)) {
         npy_deferred_commit(arr, memory);
     }
@@ -104,6 +104,14 @@ npy_deferred_calculate_node(PyArrayObject *arr)
     npy_deferred_node_decref(node);
     Py_DECREF(arr);
     return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_node(PyArrayObject *arr)
+{
+    return npy_deferred_pending_twin(npy_deferred_node_of(arr)) != NULL
+                   ? npy_deferred_calculate_with(arr, NULL, 0)
+                   : npy_deferred_calculate_alone(arr);
 }
 
 NPY_NO_EXPORT int
@@ -130,7 +138,7 @@ npy_deferred_evaluate_into(npy_deferred_node *node, PyArrayObject *out,
  * else with them: broadcast, mask, check each value, write some places more
  * than once, or not run at all because an error was raised before.  An
  * expression evaluated a second time becomes regular, so that a third costs a
- * copy only.
+ * copy only; and so does an output of a call that would be run again for the other.
  */
 static int
 can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
@@ -144,6 +152,7 @@ can_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *wheremask,
            solve_may_have_internal_overlap(dst, 1) == 0 &&
            !npy_deferred_drops_imaginary(PyArray_DESCR(src), PyArray_DESCR(dst)) &&
            node->nevaluated == 0 && node->computed == NULL &&
+           npy_deferred_pending_twin(node) == NULL &&
            !(casting & NPY_SAME_VALUE_CASTING_FLAG) &&
            PyArray_CanCastTypeTo(PyArray_DESCR(src), PyArray_DESCR(dst), casting) &&
            npy_deferred_can_fuse_out(node);
@@ -186,7 +195,7 @@ assign_copy(PyArrayObject *dst, PyArrayObject *src)
     npy_deferred_node_incref(node);
     npy_deferred_because = NPY_DEFERRED_WHY_ASSIGN;
     int result = fill_and_report(src, node, &memory);
-    node->failed = has_raised(result);
+    npy_deferred_set_failed(node, has_raised(result));
     npy_deferred_node_decref(node);
     if (result == 0 && !npy_deferred_is(src)) {
         /* A handler or another thread has calculated it. */

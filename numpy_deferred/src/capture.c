@@ -154,15 +154,15 @@ static int
 is_plannable(const ufunc_call *call, NPY_CASTING casting)
 {
     PyUFuncObject *ufunc = call->ufunc;
-    if (ufunc->nout != 1 || ufunc->nin > NPY_DEFERRED_MAX_NIN || ufunc->nin < 1 ||
-        ufunc->iter_flags != 0) {
+    if (ufunc->nout < 1 || ufunc->nout > 2 || ufunc->nin > NPY_DEFERRED_MAX_NIN ||
+        ufunc->nin < 1 || ufunc->iter_flags != 0) {
         return because(call, NPY_DEFERRED_AT_ONCE_UFUNC);
     }
     because(call, NPY_DEFERRED_AT_ONCE_TYPES);
     if (call->method->flags & NPY_METH_REQUIRES_PYAPI) {
         return 0;
     }
-    for (int i = 0; i <= ufunc->nin; i++) {
+    for (int i = 0; i < ufunc->nargs; i++) {
         if (ufunc->op_flags[i] != 0 || !PyTypeNum_ISNUMBER(call->descrs[i]->type_num)) {
             return 0;
         }
@@ -226,9 +226,9 @@ handler_is_default(void)
 static int
 result_layout(const ufunc_call *call, npy_deferred_layout *layout)
 {
+    int may_be_trivial = call->ufunc->nout == 1 && !npy_deferred_is_where(call->ufunc);
     return npy_deferred_result_layout(call->ufunc->nin, call->op, call->descrs,
-                                      call->order, !npy_deferred_is_where(call->ufunc),
-                                      layout);
+                                      call->order, may_be_trivial, layout);
 }
 
 /* Give the result the strides of a deferred array of the same shape. */
@@ -245,9 +245,10 @@ static void *
 result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
 {
     npy_intp nbytes;
+    /* What two outputs take longer to defer pays for results of twice the size. */
     if (npy_mul_sizes_with_overflow(&nbytes, layout->size,
                                     call->descrs[call->ufunc->nin]->elsize) ||
-        nbytes < npy_deferred_min_bytes) {
+        nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes) {
         because(call, NPY_DEFERRED_AT_ONCE_SMALL);
         return NULL;
     }
@@ -281,11 +282,13 @@ result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
 }
 
 static PyArrayObject *
-new_array(const ufunc_call *call, const npy_deferred_layout *layout, void *data)
+new_array(const ufunc_call *call, const npy_deferred_layout *layout, int output,
+          void *data)
 {
     /* The type that an elided array has may be another of the same meaning. */
-    PyArray_Descr *descr = call->elided != NULL ? PyArray_DESCR(call->elided)
-                                                : call->descrs[call->ufunc->nin];
+    PyArray_Descr *descr = call->elided != NULL
+                                   ? PyArray_DESCR(call->elided)
+                                   : call->descrs[call->ufunc->nin + output];
     if (data != NULL) { /* a guard, of whole pages */
         return npy_deferred_array_new(
                 descr, layout->ndim, layout->dims, layout->strides, data,
@@ -323,6 +326,21 @@ new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
     return result;
 }
 
+/* The array that is pending from here on.  Steals node and guard.  NULL: exception. */
+static PyArrayObject *
+pending_array(const ufunc_call *call, const npy_deferred_layout *layout, int output,
+              npy_deferred_node *node, void *guard)
+{
+    PyArrayObject *array = new_array(call, layout, output, guard);
+    if (array == NULL || npy_deferred_node_attach(node, array) < 0) {
+        Py_XDECREF(array);
+        npy_deferred_guard_drop(guard);
+        npy_deferred_node_decref(node);
+        return NULL;
+    }
+    return array;
+}
+
 /* op[nin] becomes a deferred array.  Steals the guard.  Returns 1, -1, or AGAIN. */
 static int
 capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
@@ -337,11 +355,8 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
     for (int i = 0; call->elided != NULL && i < node->nin; i++) {
         node->rewrites |= (call->op[i] == call->elided) << i;
     }
-    PyArrayObject *array = new_array(call, layout, guard);
-    if (array == NULL || npy_deferred_node_attach(node, array) < 0) {
-        Py_XDECREF(array);
-        npy_deferred_guard_drop(guard);
-        npy_deferred_node_decref(node);
+    PyArrayObject *array = pending_array(call, layout, 0, node, guard);
+    if (array == NULL) {
         return -1;
     }
     npy_deferred_guard_watch();
@@ -350,6 +365,81 @@ capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
         return -1;
     }
     call->op[call->ufunc->nin] = array;
+    return 1;
+}
+
+/* As the layout of the first output, of the second one. */
+static npy_deferred_layout
+second_layout(const ufunc_call *call, const npy_deferred_layout *first)
+{
+    PyArray_Descr *const *descrs = &call->descrs[call->ufunc->nin];
+    npy_deferred_layout second = *first;
+    for (int i = 0; i < first->ndim; i++) {
+        second.strides[i] = first->strides[i] / descrs[0]->elsize * descrs[1]->elsize;
+    }
+    return second;
+}
+
+/* The nodes of a call with two outputs; as new_node. */
+static int
+new_twins(const ufunc_call *call, npy_intp nbytes, npy_deferred_node *nodes[2])
+{
+    int limited = new_node(call, nbytes, &nodes[0]);
+    if (limited != 0) {
+        return limited;
+    }
+    limited = new_node(call, nbytes, &nodes[1]);
+    if (limited != 0) {
+        npy_deferred_node_decref(nodes[0]);
+        return limited;
+    }
+    nodes[1]->output = 1;
+    nodes[0]->twin = nodes[1];
+    nodes[1]->twin = nodes[0];
+    return 0;
+}
+
+/*
+ * Both outputs of a call become deferred arrays.  Steals the guard of the first one.
+ * Returns 1, -1, or AGAIN; 0 where there is none for the second.
+ */
+static int
+capture_twins(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
+{
+    int nin = call->ufunc->nin;
+    npy_deferred_layout second = second_layout(call, layout);
+    npy_deferred_node *nodes[2];
+    void *second_guard =
+            npy_deferred_guard_new(layout->size * call->descrs[nin + 1]->elsize);
+    if (second_guard == NULL) {
+        npy_deferred_guard_drop(guard);
+        return because(call, NPY_DEFERRED_AT_ONCE_ADDRESSES);
+    }
+    int limited = new_twins(call, layout->size * call->descrs[nin]->elsize, nodes);
+    if (limited != 0) {
+        npy_deferred_guard_drop(guard);
+        npy_deferred_guard_drop(second_guard);
+        return limited < 0 ? -1 : AGAIN;
+    }
+    PyArrayObject *array = pending_array(call, layout, 0, nodes[0], guard);
+    if (array == NULL) {
+        npy_deferred_node_decref(nodes[1]);
+        npy_deferred_guard_drop(second_guard);
+        return -1;
+    }
+    PyArrayObject *twin = pending_array(call, &second, 1, nodes[1], second_guard);
+    if (twin == NULL) {
+        Py_DECREF(array);
+        return -1;
+    }
+    npy_deferred_guard_watch();
+    if (npy_deferred_watch_total_memory() < 0) {
+        Py_DECREF(array);
+        Py_DECREF(twin);
+        return -1;
+    }
+    call->op[nin] = array;
+    call->op[nin + 1] = twin;
     return 1;
 }
 
@@ -417,7 +507,7 @@ fuse_into_out(const ufunc_call *call, const npy_deferred_layout *layout,
 static int
 fuse_into_new(const ufunc_call *call, const npy_deferred_layout *layout)
 {
-    PyArrayObject *result = new_array(call, layout, NULL);
+    PyArrayObject *result = new_array(call, layout, 0, NULL);
     if (result == NULL) {
         return -1;
     }
@@ -537,6 +627,15 @@ settle_out(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask
     return result;
 }
 
+/* Whether a call with two outputs is given one of them, or both. */
+static int
+is_given_outputs(const ufunc_call *call)
+{
+    int nin = call->ufunc->nin;
+    return call->ufunc->nout == 2 &&
+           (call->op[nin] != NULL || call->op[nin + 1] != NULL);
+}
+
 /* Returns as npy_deferred_capture, or AGAIN. */
 static int
 decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
@@ -568,8 +667,9 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         return AGAIN;
     }
     npy_deferred_layout layout;
-    if (wheremask != NULL) {
-        because(call, NPY_DEFERRED_AT_ONCE_WHERE);
+    if (wheremask != NULL || is_given_outputs(call)) {
+        because(call, wheremask != NULL ? NPY_DEFERRED_AT_ONCE_WHERE
+                                        : NPY_DEFERRED_AT_ONCE_OUT);
         return decline(call);
     }
     if (!is_plannable(call, casting)) {
@@ -595,9 +695,15 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
     void *guard = enabled ? result_guard(call, &layout) : NULL;
     if (guard != NULL) {
         because(call, NPY_DEFERRED_AT_ONCE_NOT);
-        return capture(call, &layout, guard);
+        int captured = ufunc->nout == 1 ? capture(call, &layout, guard)
+                                        : capture_twins(call, &layout, guard);
+        if (captured != 0) {
+            return captured;
+        }
     }
-    return any_deferred ? fuse_into_new(call, &layout) : 0;
+    return !any_deferred      ? 0
+           : ufunc->nout == 1 ? fuse_into_new(call, &layout)
+                              : decline(call);
 }
 
 /*
@@ -607,7 +713,8 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
 static void
 find_elided(ufunc_call *call)
 {
-    int nin = call->ufunc->nin > 2 ? 0 : call->ufunc->nin; /* operators only */
+    int is_operator = call->ufunc->nin <= 2 && call->ufunc->nout == 1;
+    int nin = is_operator ? call->ufunc->nin : 0;
     for (int i = 0; i < nin && elided_serial != 0; i++) {
         PyArrayObject *array = call->op[i];
         if (npy_deferred_is(array) &&
@@ -652,7 +759,7 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
 static int
 status_is_checked(npy_deferred_node *node, PyArrayObject *out)
 {
-    npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+    npy_intp strides[NPY_DEFERRED_MAX_NARGS];
     npy_deferred_runs runs;
     PyArrayMethod_Context context;
     PyArrayMethod_StridedLoop *loop;
@@ -684,7 +791,8 @@ npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[], int *sta
     eager_node = NULL;
     npy_deferred_npending--;
     if (result == 0 && *status != 0) {
-        int checked = status_is_checked(node, op[node->nin]);
+        PyArrayObject *out = node->ufunc->nout == 1 ? op[node->nin] : NULL;
+        int checked = status_is_checked(node, out);
         if (checked < 0) {
             return -1;
         }

@@ -42,8 +42,9 @@
  */
 #    define NPY_DEFERRED_MAX_HELD_RESULTS 4
 #    define NPY_DEFERRED_MIN_HELD_BYTES (1 << 20)
-/* Inputs of a ufunc; calls with more run at once. */
+/* Inputs and outputs of a ufunc; calls with more run at once. */
 #    define NPY_DEFERRED_MAX_NIN 8
+#    define NPY_DEFERRED_MAX_NARGS (NPY_DEFERRED_MAX_NIN + 2)
 /* Of a plan: an operation and a cast for each input, and the cast of the result. */
 #    define NPY_DEFERRED_MAX_STEPS \
         (1 + NPY_DEFERRED_MAX_NODES * (1 + NPY_DEFERRED_MAX_NIN))
@@ -98,6 +99,10 @@ typedef struct {
 /*
  * A pending operation.  References are held by the deferred array, and by
  * whoever works on the node while code that may drop the array can run.
+ *
+ * A call with two outputs is two nodes, *twins*, alike but for `output`.  What is told
+ * of errors is told of the call: `reported`, `failed` and `budget_failed` are the same
+ * in both.
  */
 struct npy_deferred_node {
     npy_intp refcount;
@@ -115,6 +120,8 @@ struct npy_deferred_node {
     NPY_ORDER order; /* the call's order= */
     int rewrites;    /* bits of the inputs that eager NumPy writes the result over */
     int nin;
+    int output;              /* which of the call's outputs `array` is */
+    npy_deferred_node *twin; /* weak: has the other one; cleared when that is freed */
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands, operand_bytes;
     int nevaluated;      /* how often the values were computed, not kept */
@@ -124,9 +131,40 @@ struct npy_deferred_node {
     npy_uint64 visited;  /* the last traversal that came here */
     int nuses, position; /* in that traversal: consumers; index of the node */
     void *computed;      /* memory with the values, while errors are reported */
-    PyArray_Descr *descrs[NPY_DEFERRED_MAX_NIN + 1]; /* owned: in..., out */
-    npy_deferred_operand operands[];                 /* nin of them */
+    PyArray_Descr *descrs[NPY_DEFERRED_MAX_NARGS]; /* owned: in..., out... */
+    npy_deferred_operand operands[];               /* nin of them */
 };
+
+/* Of what `array` is; borrowed. */
+static inline PyArray_Descr *
+npy_deferred_result_descr(const npy_deferred_node *node)
+{
+    return node->descrs[node->nin + node->output];
+}
+
+/* The twin while it is pending too, else NULL. */
+static inline npy_deferred_node *
+npy_deferred_pending_twin(const npy_deferred_node *node)
+{
+    return node->twin != NULL && node->twin->array != NULL ? node->twin : NULL;
+}
+
+/* Whether these nodes are the two of a call. */
+static inline int
+npy_deferred_are_twins(npy_deferred_node *const nodes[], int n)
+{
+    return n == 2 && nodes[0]->twin == nodes[1];
+}
+
+/* See `failed`. */
+static inline void
+npy_deferred_set_failed(npy_deferred_node *node, int failed)
+{
+    node->failed = failed;
+    if (node->twin != NULL) {
+        node->twin->failed = failed;
+    }
+}
 
 /* Who uses an array, and the memory that it owns.  Alive while either does. */
 struct npy_deferred_usage {
@@ -421,6 +459,25 @@ npy_deferred_nread(const npy_deferred_expression *expression)
  */
 NPY_NO_EXPORT int
 npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expression);
+/* The same of several roots, whose values go to `outs`: those but the last are kept. */
+NPY_NO_EXPORT int
+npy_deferred_collect_together(npy_deferred_node *const roots[],
+                              PyArrayObject *const outs[], int n,
+                              npy_deferred_expression *expression);
+/*
+ * The node in the expression that has the other output of this one's call, or NULL:
+ * then nobody there wants it.
+ */
+NPY_NO_EXPORT npy_deferred_node *
+npy_deferred_twin_in(const npy_deferred_expression *expression,
+                     const npy_deferred_node *node);
+/*
+ * Whether a node in the expression has a pending twin that is not: its call would be
+ * run again for that, so both are calculated first, in one run.
+ */
+NPY_NO_EXPORT int
+npy_deferred_leaves_twin(const npy_deferred_expression *expression,
+                         const npy_deferred_node *node);
 /* Which of the operands it is: one of them. */
 NPY_NO_EXPORT int
 npy_deferred_operand_index(const npy_deferred_expression *expression,
@@ -558,7 +615,8 @@ NPY_NO_EXPORT int
 npy_deferred_walk_in_order(const npy_deferred_walk *walk);
 /*
  * The strides that the node's loop would see in eager NumPy, and how many
- * elements; `out` is its `out=` or NULL.  Returns 0 or -1 with an exception set.
+ * elements; `out` is its `out=` or NULL, which it is where there are two outputs.
+ * Returns 0 or -1 with an exception set.
  */
 NPY_NO_EXPORT int
 npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
@@ -617,8 +675,8 @@ typedef struct {
     /* Where NaNs meet in a block of so many elements or fewer, the other one may
      * be kept than in eager NumPy. */
     npy_intp doubtful;
-    int nargs;
-    int args[NPY_DEFERRED_MAX_NIN + 1]; /* values: in..., out */
+    int nin, nargs;
+    int args[NPY_DEFERRED_MAX_NARGS]; /* values: in..., out... */
     /* Set by tiles.c: what it is in a program, and which step's program that is. */
     npy_deferred_tile_type tile_type;
     int tile_operation;
@@ -635,7 +693,7 @@ typedef struct {
     NpyAuxData *auxdata;
     PyArrayMethod_Context own_context;
     NPY_cast_info cast;
-    npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+    npy_intp strides[NPY_DEFERRED_MAX_NARGS];
 } npy_deferred_step;
 
 /* What runs at a time: a tile program for a step and those that join it, or a step. */
@@ -1151,13 +1209,18 @@ npy_deferred_ask_gil_holder(void);
 
 /*
  * Let the ufunc machinery run the node on `op`, regular arrays, as if it had
- * been called now without deferral.  op[nin] is NULL or where the result goes.
+ * been called now without deferral.  op[nin + output] is NULL or where the result
+ * goes; op[] has room for all outputs, each a new reference afterwards.
  * `*status` gets the floating-point errors.  Returns 0 or -1: exception set.
  */
 NPY_NO_EXPORT int
 npy_deferred_call_eagerly(npy_deferred_node *node, PyArrayObject *op[], int *status);
 
 /* ---- calculate.c ---- */
+
+/* As npy_deferred_calculate, of this array and no other. */
+NPY_NO_EXPORT int
+npy_deferred_calculate_alone(PyArrayObject *arr);
 
 /* Evaluate into an existing array.  Returns 0, or -1 with an exception set. */
 NPY_NO_EXPORT int
@@ -1178,7 +1241,8 @@ npy_deferred_assign_keeping(PyArrayObject *dst, PyArrayObject *src);
  * As npy_deferred_calculate, of one of several arrays that are to be calculated: what
  * pays to be calculated with it, of `n` others, which may be regular, is regular then.
  * That is none that may raise or has something to report which this one has not.  The
- * others are borrowed: nothing may have run since npy_deferred_wait.
+ * others are borrowed: nothing may have run since npy_deferred_wait.  The other output
+ * of its call need not be among them: where that is pending, both come out of one run.
  */
 NPY_NO_EXPORT int
 npy_deferred_calculate_with(PyArrayObject *array, PyArrayObject *const others[], int n);
@@ -1200,9 +1264,11 @@ npy_deferred_is_where(const PyUFuncObject *ufunc);
 /* What is pending, and the plan or None, as _explain.py takes it: new reference. */
 NPY_NO_EXPORT PyObject *
 npy_deferred_explain(PyArrayObject *array);
-/* What an expression is whose values go to `result`: new reference. */
+/* What an expression is whose values go to `result`, for who asks about an array that
+ * is one of its results: new reference. */
 NPY_NO_EXPORT PyObject *
-npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result);
+npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result,
+                      PyArrayObject *about);
 /* (steps, casts and copies, block or 0, threads, whether directly). */
 NPY_NO_EXPORT PyObject *
 npy_deferred_describe_plan(const npy_deferred_plan *plan,

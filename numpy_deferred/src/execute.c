@@ -407,7 +407,7 @@ advance(npy_deferred_plan *plan, npy_intp n)
 static inline int
 run_loop(npy_deferred_plan *plan, npy_deferred_step *step, npy_intp n)
 {
-    char *data[NPY_DEFERRED_MAX_NIN + 1];
+    char *data[NPY_DEFERRED_MAX_NARGS];
     npy_intp length = plan->values[step->args[step->nargs - 1]].constant ? 1 : n;
     for (int j = 0; j < step->nargs; j++) {
         data[j] = plan->values[step->args[j]].data;

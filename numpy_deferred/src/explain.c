@@ -66,14 +66,17 @@ describe_operation(const npy_deferred_expression *expression, npy_deferred_node 
     PyObject *where = node->origin.code == NULL
                               ? Py_NewRef(Py_None)
                               : npy_deferred_origin_text(&node->origin);
-    if (inputs == NULL || where == NULL) {
+    PyObject *output =
+            node->ufunc->nout == 1 ? Py_NewRef(Py_None) : PyLong_FromLong(node->output);
+    if (inputs == NULL || where == NULL || output == NULL) {
         Py_XDECREF(inputs);
         Py_XDECREF(where);
+        Py_XDECREF(output);
         return NULL;
     }
-    return Py_BuildValue("(sNONN)", ufunc_get_name_cstr(node->ufunc), inputs,
-                         node->descrs[node->nin], shape_of(array_of(node, result)),
-                         where);
+    return Py_BuildValue("(sNONNN)", ufunc_get_name_cstr(node->ufunc), inputs,
+                         npy_deferred_result_descr(node),
+                         shape_of(array_of(node, result)), where, output);
 }
 
 static PyObject *
@@ -85,12 +88,14 @@ describe_operand(PyArrayObject *array)
             (Py_ssize_t)PyArray_NBYTES(array));
 }
 
-/* Whether some part is of another size, and calculated before the rest. */
+/* Whether some part is calculated before the rest: see expression.c. */
 static int
 has_parts(const npy_deferred_expression *expression, PyArrayObject *array)
 {
     for (int i = 0; i < expression->nnodes; i++) {
-        if (PyArray_SIZE(expression->nodes[i]->array) != PyArray_SIZE(array)) {
+        const npy_deferred_node *node = expression->nodes[i];
+        if (PyArray_SIZE(node->array) != PyArray_SIZE(array) ||
+            npy_deferred_leaves_twin(expression, node)) {
             return 1;
         }
     }
@@ -114,17 +119,13 @@ npy_deferred_describe_plan(const npy_deferred_plan *plan, const npy_deferred_wal
 
 /* What the plan would be, or None. */
 static PyObject *
-describe_future(const npy_deferred_expression *expression, PyArrayObject *array)
+describe_future(const npy_deferred_expression *expression, PyArrayObject *out)
 {
     npy_deferred_walk walk;
     npy_deferred_plan *plan = NULL;
     PyObject *described = NULL;
-    if (has_parts(expression, array)) {
+    if (has_parts(expression, out)) {
         Py_RETURN_NONE;
-    }
-    PyArrayObject *out = npy_deferred_array_over(array, npy_deferred_nowhere());
-    if (out == NULL) {
-        return NULL;
     }
     int result =
             npy_deferred_plan_get(&walk, expression, out, NPY_DEFERRED_FRESH, &plan);
@@ -138,7 +139,6 @@ describe_future(const npy_deferred_expression *expression, PyArrayObject *array)
     else if (result > 0) {
         described = Py_NewRef(Py_None);
     }
-    Py_DECREF(out);
     return described;
 }
 
@@ -159,7 +159,8 @@ describe_kept(const npy_deferred_expression *expression)
 }
 
 NPY_NO_EXPORT PyObject *
-npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result)
+npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *result,
+                      PyArrayObject *about)
 {
     PyObject *operations = PyList_New(expression->nnodes);
     PyObject *operands = PyList_New(npy_deferred_nread(expression));
@@ -183,8 +184,48 @@ npy_deferred_describe(const npy_deferred_expression *expression, PyArrayObject *
     for (int i = npy_deferred_nread(expression); i < expression->noperands; i++) {
         nbytes += PyArray_NBYTES(expression->operands[i]);
     }
-    return Py_BuildValue("(NNNONn)", operations, operands, kept, PyArray_DESCR(result),
-                         shape_of(result), (Py_ssize_t)nbytes);
+    return Py_BuildValue("(NNNONn)", operations, operands, kept, PyArray_DESCR(about),
+                         shape_of(about), (Py_ssize_t)nbytes);
+}
+
+/* What is calculated for an array: it, and the other output of its call. */
+typedef struct {
+    int n;
+    npy_deferred_node *roots[2]; /* borrowed; the one that is evaluated last is last */
+    PyArrayObject *outs[2];      /* owned: arrays like theirs, nowhere */
+} future;
+
+static void
+release(future *f)
+{
+    for (int i = 0; i < f->n; i++) {
+        Py_DECREF(f->outs[i]);
+    }
+}
+
+/* Returns 0, or -1 with an exception set. */
+static int
+find_future(future *f, PyArrayObject *array)
+{
+    npy_deferred_node *node = npy_deferred_node_of(array);
+    npy_deferred_node *twin = npy_deferred_pending_twin(node);
+    npy_deferred_node *both[2] = {twin, node};
+    if (twin != NULL && twin->serial > node->serial) {
+        both[0] = node;
+        both[1] = twin;
+    }
+    f->n = 0;
+    for (int i = twin == NULL; i < 2; i++) {
+        PyArrayObject *out =
+                npy_deferred_array_over(both[i]->array, npy_deferred_nowhere());
+        if (out == NULL) {
+            release(f);
+            return -1;
+        }
+        f->roots[f->n] = both[i];
+        f->outs[f->n++] = out;
+    }
+    return 0;
 }
 
 NPY_NO_EXPORT PyObject *
@@ -197,12 +238,25 @@ npy_deferred_explain(PyArrayObject *array)
                              PyArray_DESCR(array), shape_of(array),
                              (Py_ssize_t)PyArray_NBYTES(array), Py_None);
     }
-    if (npy_deferred_collect(npy_deferred_node_of(array), &expression) < 0) {
-        PyErr_SetString(PyExc_SystemError, "a deferred expression exceeds its bounds");
+    future f;
+    if (find_future(&f, array) < 0) {
         return NULL;
     }
-    PyObject *described = npy_deferred_describe(&expression, array);
-    PyObject *plan = described == NULL ? NULL : describe_future(&expression, array);
+    npy_deferred_node *node = npy_deferred_node_of(array);
+    PyArrayObject *out = f.outs[f.n - 1];
+    if (f.n == 1 ||
+        npy_deferred_collect_together(f.roots, f.outs, f.n, &expression) < 0) {
+        out = f.roots[0] == node ? f.outs[0] : out;
+        if (npy_deferred_collect(node, &expression) < 0) {
+            PyErr_SetString(PyExc_SystemError,
+                            "a deferred expression exceeds its bounds");
+            release(&f);
+            return NULL;
+        }
+    }
+    PyObject *described = npy_deferred_describe(&expression, out, array);
+    PyObject *plan = described == NULL ? NULL : describe_future(&expression, out);
+    release(&f);
     if (plan == NULL) {
         Py_XDECREF(described);
         /* NumPy's iterators fail without an exception when memory is short. */

@@ -8,7 +8,8 @@
  * Before an evaluation, some inner nodes are calculated on their own, so that
  * they are leaves: those of another size than the result (broadcasting would
  * compute them once per element of it), those that were evaluated before and
- * that somebody else needs too, and all of them where the fused walk over
+ * that somebody else needs too, those of a call whose other output is pending and
+ * not in the expression, and all of them where the fused walk over
  * memory would show some loop other strides than eager NumPy does (walk.c), or
  * has met NaNs that only the latter can tell what becomes of (execute.c).
  */
@@ -141,6 +142,25 @@ npy_deferred_collect(npy_deferred_node *root, npy_deferred_expression *expressio
     return collect(root, expression, NPY_DEFERRED_ALL_OPERANDS);
 }
 
+NPY_NO_EXPORT npy_deferred_node *
+npy_deferred_twin_in(const npy_deferred_expression *expression,
+                     const npy_deferred_node *node)
+{
+    npy_deferred_node *twin = node->twin;
+    return twin != NULL && twin->position >= 0 && twin->position < expression->nnodes &&
+                           expression->nodes[twin->position] == twin
+                   ? twin
+                   : NULL;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_leaves_twin(const npy_deferred_expression *expression,
+                         const npy_deferred_node *node)
+{
+    return npy_deferred_pending_twin(node) != NULL &&
+           npy_deferred_twin_in(expression, node) == NULL;
+}
+
 /* ---- of several arrays ---- */
 
 /* Positions of nodes of which it is not known yet whether they belong to a sweep. */
@@ -238,9 +258,10 @@ npy_deferred_join(npy_deferred_expression *expression, npy_deferred_node *root,
     return 1;
 }
 
-static int
-collect_together(npy_deferred_node *const roots[], PyArrayObject *const outs[], int n,
-                 npy_deferred_expression *expression)
+NPY_NO_EXPORT int
+npy_deferred_collect_together(npy_deferred_node *const roots[],
+                              PyArrayObject *const outs[], int n,
+                              npy_deferred_expression *expression)
 {
     npy_uint64 visit = npy_deferred_new_visit();
     begin(expression);
@@ -336,9 +357,20 @@ worth_keeping(const npy_deferred_node *node)
     return count > node->nuses || Py_REFCNT(node->array) > count;
 }
 
+static int
+is_kept(const npy_deferred_expression *expression, const npy_deferred_node *node)
+{
+    for (int i = 0; i < expression->nkept; i++) {
+        if (expression->kept[i] == node) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 /*
- * Calculate the inner nodes that must be regular first; `all` takes every one.
- * Returns 1 when something was calculated, so that the expression must be
+ * Calculate the inner nodes that must be regular first, the oldest first; `all` takes
+ * every one.  Returns 1 when something was calculated, so that the expression must be
  * collected again, else 0; -1 with an exception set.
  */
 static int
@@ -350,8 +382,9 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
     npy_intp size = PyArray_SIZE(out);
     for (int i = 0; i < expression->nnodes; i++) {
         npy_deferred_node *node = expression->nodes[i];
-        if (node != root &&
-            (all || PyArray_SIZE(node->array) != size || worth_keeping(node))) {
+        if (node != root && !is_kept(expression, node) &&
+            (all || PyArray_SIZE(node->array) != size ||
+             npy_deferred_leaves_twin(expression, node) || worth_keeping(node))) {
             inner[ninner++] = node->array;
         }
     }
@@ -601,7 +634,8 @@ static int
 evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out,
                npy_deferred_target target, npy_deferred_errors *errors)
 {
-    PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 2] = {NULL};
+    PyArrayObject *op[NPY_DEFERRED_MAX_NARGS + 1] = {NULL};
+    PyArrayObject **own = &op[node->nin + node->output];
     int status = 0, result = -1;
     for (int i = 0; i < node->nin; i++) {
         op[i] = node->operands[i].array;
@@ -615,10 +649,9 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out
     }
     if (target != NPY_DEFERRED_ASSIGN) {
         Py_INCREF(out);
-        op[node->nin] = out;
+        *own = out;
     }
-    if (rewrite_inputs(node, op, &op[node->nin]) < 0 ||
-        cast_inputs(node, op, errors) < 0) {
+    if (rewrite_inputs(node, op, own) < 0 || cast_inputs(node, op, errors) < 0) {
         goto finish;
     }
     result = npy_deferred_call_eagerly(node, op, &status);
@@ -633,10 +666,10 @@ evaluate_alone(npy_deferred_node *node, PyArrayObject *array, PyArrayObject *out
         node->nevaluated++;
     }
     if (result == 0 && target == NPY_DEFERRED_ASSIGN) {
-        result = PyArray_AssignArray(out, op[node->nin], NULL, NPY_UNSAFE_CASTING);
+        result = PyArray_AssignArray(out, *own, NULL, NPY_UNSAFE_CASTING);
     }
 finish:
-    for (int i = 0; i <= node->nin; i++) {
+    for (int i = 0; i < node->ufunc->nargs; i++) {
         Py_XDECREF(op[i]);
     }
     return result;
@@ -736,15 +769,67 @@ static int
 has_inner(const npy_deferred_expression *expression, PyArrayObject *out)
 {
     for (int i = 0; i < expression->nnodes - 1; i++) {
-        int kept = 0;
-        for (int j = 0; j < expression->nkept; j++) {
-            kept |= expression->kept[j] == expression->nodes[i];
-        }
-        if (!kept && worth_keeping(expression->nodes[i])) {
+        const npy_deferred_node *node = expression->nodes[i];
+        if (!is_kept(expression, node) &&
+            (worth_keeping(node) || npy_deferred_leaves_twin(expression, node))) {
             return 1;
         }
     }
     return has_other_size(expression, 0, PyArray_SIZE(out));
+}
+
+/* As try_to_evaluate, of the two nodes of a call; TRY_AGAIN to do so. */
+static int
+try_to_evaluate_twins(npy_deferred_node *const roots[], PyArrayObject *const outs[],
+                      npy_deferred_errors *errors, int *all)
+{
+    npy_deferred_expression expression;
+    int last = roots[1]->serial > roots[0]->serial;
+    int fits = npy_deferred_collect_together(roots, outs, 2, &expression) == 0;
+    if (!fits) {
+        /* There is room for one of them. */
+        *all = 1;
+        npy_deferred_collect(roots[last], &expression);
+    }
+    npy_deferred_profile_expression(&expression, outs[last]);
+    int result = check_operands(&expression);
+    if (result == 0) {
+        result = calculate_inner(roots[last], outs[last], &expression, *all);
+    }
+    if (result != 0 || !fits) {
+        return result < 0 ? -1 : result > 0 ? TRY_AGAIN : 1;
+    }
+    result = evaluate_fused(&expression, outs[last], NPY_DEFERRED_FRESH, NULL, errors);
+    if (result != 1 || expression.nnodes == 2) {
+        return result;
+    }
+    *all = 1;
+    return TRY_AGAIN;
+}
+
+/* As npy_deferred_evaluate_together, of the two nodes of a call: parts of them may be
+ * calculated before, and what one raises the other would. */
+static int
+evaluate_twins(npy_deferred_node *const roots[], PyArrayObject *const outs[],
+               npy_deferred_errors *errors)
+{
+    int all = 0, result = TRY_AGAIN;
+    while (result == TRY_AGAIN || result == NPY_DEFERRED_INTERRUPTED) {
+        if (roots[0]->array == NULL || roots[1]->array == NULL) {
+            return 1; /* one has been calculated meanwhile */
+        }
+        result = try_to_evaluate_twins(roots, outs, errors, &all);
+        if (result == NPY_DEFERRED_INTERRUPTED && PyErr_CheckSignals() < 0) {
+            result = -1;
+        }
+    }
+    if (result != 0) {
+        npy_deferred_errors_clear(errors);
+    }
+    if (result < 0 && !PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    return result;
 }
 
 NPY_NO_EXPORT int
@@ -753,13 +838,16 @@ npy_deferred_evaluate_together(npy_deferred_node *const roots[],
                                npy_deferred_errors *errors)
 {
     npy_deferred_expression expression;
-    if (collect_together(roots, outs, n, &expression) < 0) {
+    if (npy_deferred_are_twins(roots, n)) {
+        return evaluate_twins(roots, outs, errors);
+    }
+    if (npy_deferred_collect_together(roots, outs, n, &expression) < 0) {
         return 1;
     }
     /* To ask may run code. */
     if (may_report(&expression) &&
         (together_may_raise(roots, n, &expression) ||
-         collect_together(roots, outs, n, &expression) < 0)) {
+         npy_deferred_collect_together(roots, outs, n, &expression) < 0)) {
         return 1;
     }
     PyArrayObject *out = outs[0];

@@ -155,7 +155,7 @@ npy_deferred_node_new(PyUFuncObject *ufunc, PyArrayMethodObject *method,
     node->ufunc = ufunc;
     Py_INCREF(method);
     node->method = method;
-    for (int i = 0; i <= nin; i++) {
+    for (int i = 0; i < ufunc->nargs; i++) {
         Py_INCREF(descrs[i]);
         node->descrs[i] = descrs[i];
     }
@@ -299,8 +299,11 @@ npy_deferred_node_decref(npy_deferred_node *node)
         return;
     }
     release_operands(node);
-    for (int i = 0; i <= node->nin; i++) {
+    for (int i = 0; i < node->ufunc->nargs; i++) {
         Py_XDECREF(node->descrs[i]);
+    }
+    if (node->twin != NULL) {
+        node->twin->twin = NULL;
     }
     Py_DECREF(node->ufunc);
     Py_DECREF(node->method);
@@ -352,6 +355,7 @@ typedef struct {
     PyArrayObject *arrays[NPY_DEFERRED_SWEEP_LOOKS];
     int waits, left;
     npy_intp together;
+    npy_uint64 failed; /* serial of the last that has raised an error; 0: none yet */
 } companions;
 #define MAX_WAITS 31
 
@@ -390,12 +394,12 @@ add_companion(companions *with, npy_deferred_node *node, npy_deferred_node *othe
  * error.
  */
 static void
-calculate_if_pending(npy_deferred_node *node, const companions *with,
-                     npy_deferred_why why, int (*calculate)(PyArrayObject *),
-                     PyObject *error[3])
+calculate_if_pending(npy_deferred_node *node, companions *with, npy_deferred_why why,
+                     int (*calculate)(PyArrayObject *), PyObject *error[3])
 {
     PyArrayObject *array = node->array;
-    if (array == NULL) {
+    /* What a call has raised is not to be told again for its other output. */
+    if (array == NULL || (node->twin != NULL && node->twin->serial == with->failed)) {
         return;
     }
     Py_INCREF(array);
@@ -404,6 +408,7 @@ calculate_if_pending(npy_deferred_node *node, const companions *with,
                              : calculate(array);
     npy_deferred_because = NPY_DEFERRED_WHY_READ;
     if (result < 0) {
+        with->failed = node->serial;
         if (error[0] == NULL) {
             PyErr_Fetch(&error[0], &error[1], &error[2]);
         }
@@ -567,7 +572,10 @@ calculate_for_budget(npy_deferred_node *node, npy_deferred_node **newer)
     npy_deferred_node_incref(node);
     if (npy_deferred_calculate_because(NPY_DEFERRED_WHY_LIMIT, array) < 0) {
         node->budget_failed = 1;
-        node->failed = 0;
+        if (node->twin != NULL) {
+            node->twin->budget_failed = 1;
+        }
+        npy_deferred_set_failed(node, 0);
         if (PyErr_ExceptionMatches(PyExc_Exception)) {
             PyErr_Clear();
         }

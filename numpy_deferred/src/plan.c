@@ -1,11 +1,11 @@
 /*
  * Plans: an expression as a straight list of steps over blocks of elements.
  *
- * Every node is one step; a cast is a step of its own, in front of the
- * operation that needs it, so that floating-point errors of a cast are found
- * where eager NumPy would report them.  Operands that lie unaligned or in
- * foreign byte order are "cast" too.  Values between steps live in slots,
- * scratch memory for one block, which are given to another value once the last
+ * Every node is one step, or two nodes are that have the outputs of one call; a cast is
+ * a step of its own, in front of the operation that needs it, so that floating-point
+ * errors of a cast are found where eager NumPy would report them.  Operands that lie
+ * unaligned or in foreign byte order are "cast" too.  Values between steps live in
+ * slots, scratch memory for one block, which are given to another value once the last
  * step that reads them has run.  A step never writes to a slot that it reads.
  *
  * A plan is made for one walk over memory.  Where eager NumPy would have shown
@@ -56,12 +56,13 @@ add_slot(npy_deferred_plan *plan, PyArray_Descr *descr)
 }
 
 static npy_deferred_step *
-add_step(npy_deferred_plan *plan, npy_deferred_node *node, int nargs)
+add_step(npy_deferred_plan *plan, npy_deferred_node *node, int nin, int nargs)
 {
     npy_deferred_step *step = &plan->steps[plan->nsteps++];
     memset(step, 0, sizeof(*step));
     step->node = node;
     step->position = node == NULL ? -1 : node->position;
+    step->nin = nin;
     step->nargs = nargs;
     return step;
 }
@@ -69,7 +70,7 @@ add_step(npy_deferred_plan *plan, npy_deferred_node *node, int nargs)
 static void
 add_cast_step(npy_deferred_plan *plan, npy_deferred_node *node, int from, int to)
 {
-    npy_deferred_step *step = add_step(plan, node, 2);
+    npy_deferred_step *step = add_step(plan, node, 1, 2);
     step->is_cast = 1;
     step->args[0] = from;
     step->args[1] = to;
@@ -131,15 +132,14 @@ value_as(npy_deferred_plan *plan, int value, PyArray_Descr *descr, npy_intp stri
 }
 
 /*
- * Where the result of a node goes: into `target`, the result or what is kept, -1: of
- * another node, if that is what its loop would write to in eager NumPy.  Returns -1
+ * Where an output goes: into `target`, the result or what is kept, -1: neither of
+ * them, if that is what the loop would write to in eager NumPy.  Returns -1
  * when neither that nor a slot will do; any stride as in value_as.
  */
 static int
-result_value(npy_deferred_plan *plan, npy_deferred_node *node, int target,
-             npy_intp stride, int *any_stride)
+result_value(npy_deferred_plan *plan, PyArray_Descr *descr, int target, npy_intp stride,
+             int *any_stride)
 {
-    PyArray_Descr *descr = node->descrs[node->nin];
     int fits = target >= 0 && has_type(&plan->values[target], descr);
     if (fits && plan->values[target].stride == stride) {
         return target;
@@ -180,7 +180,9 @@ wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                npy_deferred_node *node, int is_root, npy_deferred_target target,
                const int args[], npy_intp strides[], npy_deferred_runs *runs)
 {
-    PyArrayObject *out = is_root && target != NPY_DEFERRED_ASSIGN ? walk->out : NULL;
+    int nout = node->ufunc->nout;
+    int has_out = is_root && nout == 1 && target != NPY_DEFERRED_ASSIGN;
+    PyArrayObject *out = has_out ? walk->out : NULL;
     if (walk->iter != NULL || PyArray_SIZE(walk->out) == 1) {
         return npy_deferred_eager_strides(node, out, strides, runs);
     }
@@ -193,10 +195,12 @@ wanted_strides(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         buffered |= !has_type(value, node->descrs[i]);
     }
     npy_deferred_value *result = &plan->values[plan->out];
-    PyArray_Descr *descr = node->descrs[node->nin];
-    strides[node->nin] =
-            out != NULL && has_type(result, descr) ? result->stride : descr->elsize;
-    buffered |= out != NULL && !has_type(result, descr);
+    for (int i = node->nin; i < node->nin + nout; i++) {
+        PyArray_Descr *descr = node->descrs[i];
+        int fits = out != NULL && has_type(result, descr);
+        strides[i] = fits ? result->stride : descr->elsize;
+        buffered |= out != NULL && !fits;
+    }
     *runs = walk->runs;
     if (buffered) {
         runs->length = PyArray_MIN(runs->total, npy_deferred_buffer_size());
@@ -232,7 +236,7 @@ must_rewrite(const npy_deferred_plan *plan, const npy_deferred_step *step,
              const npy_intp strides[])
 {
     const npy_deferred_node *node = step->node;
-    int vectorised = strides[node->nin] == node->descrs[node->nin]->elsize;
+    int vectorised = strides[node->nin] == npy_deferred_result_descr(node)->elsize;
     for (int i = 0; i < node->nin; i++) {
         vectorised &= strides[i] == 0 || strides[i] == node->descrs[i]->elsize;
     }
@@ -264,7 +268,7 @@ doubtful_length(const npy_deferred_node *node, const npy_deferred_walk *walk,
     int same_walk = walk->expression->nnodes == 1 && target != NPY_DEFERRED_ASSIGN &&
                     node->order == NPY_KEEPORDER;
     PyObject *ufunc = (PyObject *)node->ufunc;
-    int type = node->descrs[node->nin]->type_num;
+    int type = npy_deferred_result_descr(node)->type_num;
     if ((ufunc != n_ops.add && ufunc != n_ops.multiply) ||
         (type != NPY_FLOAT && type != NPY_DOUBLE)) {
         return 0;
@@ -306,6 +310,46 @@ find_arguments(npy_deferred_plan *plan, const npy_deferred_walk *walk,
     }
 }
 
+/*
+ * Results from so many bytes on lie a GiB apart (slots.c), which processors that guess
+ * from an address where in the cache it is take for the same place: a loop that writes
+ * an element here, then one there, waits for each.  Measured (Zen 3): np.modf of 1e6
+ * float64 takes 3 times as long.  So it writes one of them to a slot, to be copied.
+ */
+#define APART_BYTES (2 << 20)
+
+/*
+ * Have the values that a node's loop writes: its own, and that of a call with two
+ * outputs for whoever has it, or for nobody.  Returns 0, or -1 when they cannot be had.
+ */
+static int
+add_results(npy_deferred_plan *plan, const npy_deferred_walk *walk,
+            npy_deferred_node *node, const npy_intp strides[], int *any_stride,
+            int args[], int results[])
+{
+    const npy_deferred_expression *expression = walk->expression;
+    for (int i = 0; i < node->ufunc->nout; i++) {
+        int arg = node->nin + i;
+        npy_deferred_node *of =
+                i == node->output ? node : npy_deferred_twin_in(expression, node);
+        int goes_to = of == NULL ? -1 : target_value(plan, expression, of->position);
+        int by_slot = i > 0 && PyArray_NBYTES(walk->out) >= APART_BYTES &&
+                      node->descrs[arg]->elsize == node->descrs[arg - 1]->elsize &&
+                      plan->values[args[arg - 1]].kind != NPY_DEFERRED_VALUE_SLOT;
+        args[arg] = result_value(plan, node->descrs[arg], by_slot ? -1 : goes_to,
+                                 strides[arg], any_stride);
+        /* The result may be cast to where it goes; what is kept is there at once. */
+        if (args[arg] < 0 || (goes_to >= 0 && goes_to != plan->out && !by_slot &&
+                              args[arg] != goes_to)) {
+            return -1;
+        }
+        if (of != NULL) {
+            results[of->position] = args[arg];
+        }
+    }
+    return 0;
+}
+
 /* Returns 0; 1 when it cannot be planned; -1 with an exception set. */
 static int
 add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
@@ -316,11 +360,14 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
     npy_intp buffersize = npy_deferred_buffer_size();
     for (int i = 0; i < nnodes; i++) {
         npy_deferred_node *node = walk->expression->nodes[i];
-        int args[NPY_DEFERRED_MAX_NIN + 1];
-        npy_intp strides[NPY_DEFERRED_MAX_NIN + 1];
+        int args[NPY_DEFERRED_MAX_NARGS];
+        npy_intp strides[NPY_DEFERRED_MAX_NARGS];
         npy_deferred_runs runs;
         int is_root = i == nnodes - 1;
-        int goes_to = target_value(plan, walk->expression, i);
+        npy_deferred_node *twin = npy_deferred_twin_in(walk->expression, node);
+        if (twin != NULL && twin->position < i) {
+            continue; /* its loop writes both */
+        }
         find_arguments(plan, walk, node, results, args);
         if (wanted_strides(plan, walk, node, is_root, target, args, strides, &runs) <
             0) {
@@ -346,12 +393,11 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                 plan->steps[step].leads = !copied;
             }
         }
-        results[i] = result_value(plan, node, goes_to, strides[node->nin], &any_stride);
-        if (results[i] < 0 || (!is_root && goes_to >= 0 && results[i] != goes_to)) {
+        if (add_results(plan, walk, node, strides, &any_stride, args, results) < 0) {
             return 1;
         }
-        args[node->nin] = results[i];
-        npy_deferred_step *step = add_step(plan, node, node->nin + 1);
+        npy_deferred_step *step =
+                add_step(plan, node, node->nin, node->nin + node->ufunc->nout);
         memcpy(step->args, args, sizeof(args));
         step->doubtful = doubtful_length(node, walk, target, &runs, any_stride < 0);
         if (step->doubtful > 0 && target != NPY_DEFERRED_FRESH) {
@@ -359,6 +405,13 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         }
         if (node->rewrites && must_rewrite(plan, step, strides)) {
             return 1;
+        }
+    }
+    for (int i = 0; i < walk->expression->nkept; i++) {
+        npy_deferred_node *node = walk->expression->kept[i];
+        int goes_to = npy_deferred_nread(walk->expression) + i;
+        if (results[node->position] != goes_to) {
+            add_cast_step(plan, node, results[node->position], goes_to);
         }
     }
     if (results[nnodes - 1] != plan->out) {
@@ -381,11 +434,35 @@ note_uses(npy_deferred_plan *plan)
 {
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        for (int j = 0; j < step->nargs - 1; j++) {
+        for (int j = 0; j < step->nin; j++) {
             plan->values[step->args[j]].nreaders++;
         }
-        plan->values[step->args[step->nargs - 1]].writer = i;
+        for (int j = step->nin; j < step->nargs; j++) {
+            plan->values[step->args[j]].writer = i;
+        }
     }
+}
+
+/* Give a slot to a value that the i-th step writes. */
+static void
+assign_slot(npy_deferred_plan *plan, int i, npy_deferred_value *written)
+{
+    const npy_deferred_step *step = &plan->steps[i];
+    int slot = 0;
+    while (slot < plan->nslots &&
+           (plan->slots[slot].last_use >= i ||
+            plan->slots[slot].elsize != written->descr->elsize)) {
+        slot++;
+    }
+    if (slot == plan->nslots) {
+        plan->nslots++;
+        plan->slots[slot].elsize = written->descr->elsize;
+        plan->slots[slot].in_units = 0;
+    }
+    /* Nobody need read it, but the step writes there. */
+    plan->slots[slot].last_use = PyArray_MAX(written->last_use, i);
+    plan->slots[slot].in_units |= step->joins < 0 && !step->is_idle;
+    written->slot = slot;
 }
 
 /*
@@ -400,31 +477,19 @@ assign_slots(npy_deferred_plan *plan)
     for (int i = plan->nsteps - 1; i >= 0; i--) {
         npy_deferred_step *step = &plan->steps[i];
         last[i] = step->joins < 0 ? i : last[step->joins];
-        for (int j = 0; j < step->nargs - 1; j++) {
+        for (int j = 0; j < step->nin; j++) {
             npy_deferred_value *value = &plan->values[step->args[j]];
             value->last_use = PyArray_MAX(value->last_use, last[i]);
         }
     }
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        npy_deferred_value *written = &plan->values[step->args[step->nargs - 1]];
-        if (written->kind != NPY_DEFERRED_VALUE_SLOT) {
-            continue;
+        for (int j = step->nin; j < step->nargs; j++) {
+            npy_deferred_value *written = &plan->values[step->args[j]];
+            if (written->kind == NPY_DEFERRED_VALUE_SLOT) {
+                assign_slot(plan, i, written);
+            }
         }
-        int slot = 0;
-        while (slot < plan->nslots &&
-               (plan->slots[slot].last_use >= i ||
-                plan->slots[slot].elsize != written->descr->elsize)) {
-            slot++;
-        }
-        if (slot == plan->nslots) {
-            plan->nslots++;
-            plan->slots[slot].elsize = written->descr->elsize;
-            plan->slots[slot].in_units = 0;
-        }
-        plan->slots[slot].last_use = written->last_use;
-        plan->slots[slot].in_units |= step->joins < 0 && !step->is_idle;
-        written->slot = slot;
     }
 }
 
@@ -439,11 +504,13 @@ assign_slots(npy_deferred_plan *plan)
 static npy_deferred_plan *
 allocate_plan(const npy_deferred_expression *expression)
 {
-    /* Every input of every node may need a cast, and so may the result. */
+    /* Every input of every node may need a cast, and so may the result; and there are
+     * as many slots as steps, but for those that have two. */
     size_t nsteps = 1, nvalues = 1 + expression->noperands;
     for (int i = 0; i < expression->nnodes; i++) {
-        nsteps += 1 + expression->nodes[i]->nin;
-        nvalues += 1 + 2 * expression->nodes[i]->nin;
+        const npy_deferred_node *node = expression->nodes[i];
+        nsteps += node->ufunc->nout + node->nin;
+        nvalues += node->ufunc->nout + 2 * node->nin;
     }
     npy_deferred_plan *plan = PyMem_Malloc(
             sizeof(*plan) + nvalues * sizeof(npy_deferred_value) +

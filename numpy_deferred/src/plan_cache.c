@@ -33,7 +33,7 @@
 /* Of the result and in all; for each operand and each node; and for their layouts. */
 #define WORDS_HEAD 8
 #define WORDS_OPERAND 3
-#define WORDS_NODE (4 + NPY_DEFERRED_MAX_NIN + NPY_DEFERRED_MAX_NIN / INPUTS_IN_WORD)
+#define WORDS_NODE (4 + NPY_DEFERRED_MAX_NARGS + NPY_DEFERRED_MAX_NIN / INPUTS_IN_WORD)
 /* A node's inputs take 16 bits each. */
 #define INPUTS_IN_WORD ((int)sizeof(uintptr_t) / 2)
 #define WORDS_LAYOUT(ndim) (1 + 2 * (ndim))
@@ -108,9 +108,14 @@ add_node(uintptr_t *word, const npy_deferred_expression *expression,
     *word++ = (uintptr_t)node->method;
     *word++ = (uintptr_t)node->order << 16 | (uintptr_t)node->rewrites << 8 |
               (uintptr_t)PyArray_NDIM(array);
-    *casts |= PyArray_DESCR(array) != node->descrs[node->nin];
-    for (int i = 0; i <= node->nin; i++) {
+    *casts |= PyArray_DESCR(array) != npy_deferred_result_descr(node);
+    for (int i = 0; i < node->ufunc->nargs; i++) {
         *word++ = (uintptr_t)node->descrs[i];
+    }
+    if (node->ufunc->nout > 1) {
+        const npy_deferred_node *twin = npy_deferred_twin_in(expression, node);
+        uintptr_t its = twin == NULL ? 0 : 1 + (uintptr_t)twin->position;
+        *word++ = its << 1 | (uintptr_t)node->output;
     }
     uintptr_t inputs = 0;
     for (int i = 0; i < node->nin; i++) {
@@ -191,8 +196,7 @@ make_draft(draft *d, const npy_deferred_walk *walk, npy_deferred_target target)
     }
     casts |= target != NPY_DEFERRED_FRESH ||
              PyArray_DESCR(walk->out) !=
-                     expression->nodes[nnodes - 1]
-                             ->descrs[expression->nodes[nnodes - 1]->nin];
+                     npy_deferred_result_descr(expression->nodes[nnodes - 1]);
     *word++ = casts ? (uintptr_t)npy_deferred_buffer_size() : 0;
     if (walk->iter != NULL) {
         word = add_layouts(word, walk);
@@ -240,7 +244,7 @@ is_lasting(const npy_deferred_walk *walk)
     for (int i = 0; lasting && i < expression->nnodes; i++) {
         const npy_deferred_node *node = expression->nodes[i];
         lasting = npy_deferred_is_own_ufunc(node->ufunc);
-        for (int j = 0; lasting && j <= node->nin; j++) {
+        for (int j = 0; lasting && j < node->ufunc->nargs; j++) {
             lasting = is_builtin(node->descrs[j]);
         }
     }

@@ -159,7 +159,7 @@ npy_deferred_profile_describe(const npy_deferred_expression *expression,
         return; /* it began before the profile */
     }
     interpreter held = hold();
-    Py_XSETREF(profiled->described, npy_deferred_describe(expression, out));
+    Py_XSETREF(profiled->described, npy_deferred_describe(expression, out, out));
     Py_CLEAR(profiled->plan); /* it was given up */
     PyErr_Clear();
     let_go(held);

@@ -39,7 +39,7 @@
         X(OFF, "deferral is off, and its inputs are deferred")                 \
         X(OUT, "out= is given")                                                \
         X(WHERE, "where= is given")                                            \
-        X(UFUNC, "not an elementwise ufunc of one result")                     \
+        X(UFUNC, "not an elementwise ufunc of one or two results")             \
         X(SUBCLASS, "an input is of a subclass of ndarray")                    \
         X(TYPES, "its types or casts")                                         \
         X(EMPTY, "the result is empty")                                        \

@@ -142,6 +142,7 @@ can_reduce(reduction *r, PyObject *initial)
     PyArray_Descr *given = PyArray_DESCR(r->operand);
     npy_deferred_node *node = npy_deferred_node_of(r->operand);
     if (node->nevaluated != 0 || node->computed != NULL ||
+        npy_deferred_pending_twin(node) != NULL ||
         !npy_deferred_is_own_ufunc((PyUFuncObject *)r->context->caller) ||
         !PyTypeNum_ISNUMBER(descrs[0]->type_num) ||
         !PyArray_ISNBO(descrs[0]->byteorder) || !PyArray_ISNBO(given->byteorder) ||
@@ -308,7 +309,7 @@ report(reduction *r, npy_deferred_node *node, npy_deferred_errors *errors,
        int errormask)
 {
     if (errors->n > 0 && npy_deferred_report(errors) < 0) {
-        node->failed = PyErr_ExceptionMatches(PyExc_Exception) != 0;
+        npy_deferred_set_failed(node, PyErr_ExceptionMatches(PyExc_Exception) != 0);
         return -1;
     }
     if (!r->checked || r->status == 0 || errormask == 0) {

@@ -143,6 +143,17 @@ static const struct {
         {NPY_FPE_INVALID, 9, "invalid value"},
 };
 
+/* What a call has reported it has for both of its outputs. */
+static void
+set_reported(npy_deferred_node *node, npy_uint64 reported, int is_reported)
+{
+    npy_deferred_node *nodes[2] = {node, node->twin};
+    for (int i = 0; i < 2 && nodes[i] != NULL; i++) {
+        nodes[i]->reported = is_reported ? nodes[i]->reported | reported
+                                         : nodes[i]->reported & ~reported;
+    }
+}
+
 /* Only warnings are ours: NumPy's own would point to the line of the reader. */
 static int
 report_error(const npy_deferred_error *error)
@@ -162,7 +173,7 @@ report_error(const npy_deferred_error *error)
         }
         /* Before, as a handler may read what has this operation in it too. */
         if (error->node != NULL) {
-            error->node->reported |= reported;
+            set_reported(error->node, reported, 1);
         }
         if (mask == ERR_WARN << categories[i].shift) {
             char text[100];
@@ -175,7 +186,7 @@ report_error(const npy_deferred_error *error)
         }
         if (result < 0) {
             if (error->node != NULL) {
-                error->node->reported &= ~reported;
+                set_reported(error->node, reported, 0);
             }
             npy_deferred_origin_note(origin, name);
             return -1;

@@ -11,6 +11,9 @@
  * none is published that has something to report: its values are dropped, and it is
  * calculated when its turn comes, as are all where the walk cannot be had.
  *
+ * The two outputs of a call are a sweep whenever one of them is calculated, so that
+ * its loop runs once.  They have the same operations, and report and raise the same.
+ *
  * Code may run while errors are reported, and as operands go, and other threads may
  * while the walk is gone through; then arrays of the sweep may have been calculated by
  * others, and are left alone.
@@ -67,6 +70,14 @@ npy_deferred_may_sweep(PyArrayObject *array, PyArrayObject *other)
     return usage == NULL || Py_REFCNT(other) > usage->count;
 }
 
+/* The other output of an array's call, if that waits too, or NULL. */
+static PyArrayObject *
+other_output(PyArrayObject *array)
+{
+    npy_deferred_node *twin = npy_deferred_pending_twin(npy_deferred_node_of(array));
+    return twin == NULL || twin->computed != NULL ? NULL : twin->array;
+}
+
 static void
 add(sweep *s, PyArrayObject *array)
 {
@@ -91,30 +102,15 @@ has(const sweep *s, PyArrayObject *array)
     return 0;
 }
 
-/* Who is in it, of those that are to be calculated: nobody for less than two. */
+/* Add another, where it fits, and the other output of its call. */
 static void
-choose(sweep *s, PyArrayObject *array, PyArrayObject *const others[], int n)
+join(sweep *s, npy_deferred_expression *expression, npy_uint64 visit,
+     PyArrayObject *array)
 {
-    npy_deferred_expression expression;
-    npy_uint64 visit = 0;
-    s->n = 0;
-    expression.nnodes = expression.noperands = expression.nkept = 0;
-    for (int i = 0; i < n && s->n < NPY_DEFERRED_MAX_SWEEP; i++) {
-        if (!npy_deferred_may_sweep(array, others[i]) || has(s, others[i])) {
-            continue;
-        }
-        if (visit == 0) {
-            visit = npy_deferred_new_visit();
-            if (!npy_deferred_join(&expression, npy_deferred_node_of(array), visit)) {
-                return;
-            }
-        }
-        if (npy_deferred_join(&expression, npy_deferred_node_of(others[i]), visit)) {
-            if (s->n == 0) {
-                add(s, array);
-            }
-            add(s, others[i]);
-        }
+    while (array != NULL && s->n < NPY_DEFERRED_MAX_SWEEP && !has(s, array) &&
+           npy_deferred_join(expression, npy_deferred_node_of(array), visit)) {
+        add(s, array);
+        array = other_output(array);
     }
 }
 
@@ -129,6 +125,40 @@ release(sweep *s)
         Py_XDECREF(s->outs[i]);
         npy_deferred_node_decref(s->nodes[i]);
         Py_DECREF(s->arrays[i]);
+    }
+    s->n = 0;
+}
+
+/* Who is in it, of those that are to be calculated: nobody for less than two. */
+static void
+choose(sweep *s, PyArrayObject *array, PyArrayObject *const others[], int n)
+{
+    npy_deferred_expression expression;
+    PyArrayObject *twin = other_output(array);
+    int i = 0;
+    s->n = 0;
+    if (twin == NULL) {
+        while (i < n && !npy_deferred_may_sweep(array, others[i])) {
+            i++;
+        }
+        if (i == n) {
+            return;
+        }
+    }
+    npy_uint64 visit = npy_deferred_new_visit();
+    expression.nnodes = expression.noperands = expression.nkept = 0;
+    join(s, &expression, visit, array);
+    for (; i < n && s->n > 0; i++) {
+        if (npy_deferred_may_sweep(array, others[i])) {
+            join(s, &expression, visit, others[i]);
+        }
+    }
+    if (s->n == 1) {
+        release(s);
+    }
+    if (s->n == 0 && twin != NULL) {
+        add(s, array); /* what they do not fit with is calculated before */
+        add(s, twin);
     }
 }
 
@@ -158,10 +188,17 @@ is_wanted(const npy_deferred_error *error)
     return (error->status & npy_deferred_wanted_status(error->errmask)) != 0;
 }
 
-/*
- * Leave those to report that are the leader's, and drop the values of whoever has
- * others.  A collected expression tells by its nodes' `visited`.
- */
+/* Whether it is of a call in the expression that was collected last, of this root. */
+static int
+is_error_of(const npy_deferred_error *error, const npy_deferred_node *root)
+{
+    const npy_deferred_node *node = error->node;
+    return node->visited == root->visited ||
+           (node->twin != NULL && node->twin->visited == root->visited);
+}
+
+/* Leave those to report that are the leader's, and drop the values of whoever has
+ * others. */
 static void
 drop_unreported(sweep *s, npy_deferred_errors *errors)
 {
@@ -172,14 +209,14 @@ drop_unreported(sweep *s, npy_deferred_errors *errors)
     npy_deferred_collect(s->nodes[0], &expression);
     for (int i = 0; i < errors->n; i++) {
         npy_deferred_error *error = &errors->items[i];
-        int is_own = error->node->visited == s->nodes[0]->visited;
+        int is_own = is_error_of(error, s->nodes[0]);
         *(is_own ? &errors->items[n++] : &foreign.items[foreign.n++]) = *error;
     }
     errors->n = n;
     for (int i = 1; i < s->n && foreign.n > 0; i++) {
         npy_deferred_collect(s->nodes[i], &expression);
         for (int j = 0; j < foreign.n && s->memory[i] != NULL; j++) {
-            if (foreign.items[j].node->visited == s->nodes[i]->visited &&
+            if (is_error_of(&foreign.items[j], s->nodes[i]) &&
                 is_wanted(&foreign.items[j])) {
                 npy_deferred_memory_free(s->memory[i]);
                 s->memory[i] = NULL;
@@ -200,7 +237,8 @@ report(sweep *s, npy_deferred_errors *errors)
         s->memory[0] = NULL; /* a handler or another thread has committed it */
     }
     leader->computed = NULL;
-    leader->failed = result < 0 && PyErr_ExceptionMatches(PyExc_Exception);
+    npy_deferred_set_failed(leader,
+                            result < 0 && PyErr_ExceptionMatches(PyExc_Exception));
     return result;
 }
 
@@ -255,6 +293,11 @@ npy_deferred_run_sweep(sweep *s)
     int result = allocate(s);
     if (result == 0) {
         result = npy_deferred_evaluate_together(s->nodes, s->outs, s->n, &errors);
+        if (result < 0 && npy_deferred_are_twins(s->nodes, s->n)) {
+            npy_deferred_set_failed(s->nodes[0],
+                                    PyErr_ExceptionMatches(PyExc_Exception));
+            return -1;
+        }
     }
     if (result < 0 && PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) {
         return -1;
@@ -273,8 +316,9 @@ npy_deferred_run_sweep(sweep *s)
     return 0;
 }
 
-NPY_NO_EXPORT int
-npy_deferred_calculate_with(PyArrayObject *array, PyArrayObject *const others[], int n)
+/* Calculate in a sweep, if there is one.  Returns as npy_deferred_run_sweep. */
+static int
+try_sweep(PyArrayObject *array, PyArrayObject *const others[], int n)
 {
     sweep s;
     s.n = 0;
@@ -282,16 +326,27 @@ npy_deferred_calculate_with(PyArrayObject *array, PyArrayObject *const others[],
     if (npy_deferred_is(array) && npy_deferred_node_of(array)->computed == NULL) {
         choose(&s, array, others, n);
     }
-    int result = 0;
-    if (s.n > 0) {
-        npy_deferred_profiled profiled;
-        npy_deferred_profile_begin(&profiled, NPY_DEFERRED_FRESH);
-        result = npy_deferred_run_sweep(&s);
-        if (result > 0) {
-            npy_deferred_profile_cancel(&profiled);
-        }
-        npy_deferred_profile_end(&profiled, result);
-        release(&s);
+    if (s.n == 0) {
+        return 1;
     }
-    return result < 0 ? -1 : npy_deferred_calculate(array);
+    npy_deferred_profiled profiled;
+    npy_deferred_profile_begin(&profiled, NPY_DEFERRED_FRESH);
+    int result = npy_deferred_run_sweep(&s);
+    if (result > 0) {
+        npy_deferred_profile_cancel(&profiled);
+    }
+    npy_deferred_profile_end(&profiled, result);
+    release(&s);
+    return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_calculate_with(PyArrayObject *array, PyArrayObject *const others[], int n)
+{
+    int result = try_sweep(array, others, n);
+    /* Without the others, if it came to nothing. */
+    if (result > 0 && n > 0 && npy_deferred_is(array) && other_output(array) != NULL) {
+        result = try_sweep(array, NULL, 0);
+    }
+    return result < 0 ? -1 : npy_deferred_calculate_alone(array);
 }

@@ -580,7 +580,7 @@ calculate_for_write(PyArrayObject *arr)
     int result = calculate_keeping_gil(arr);
     if (result < 0 && PyErr_ExceptionMatches(PyExc_FloatingPointError)) {
         PyErr_Clear();
-        node->failed = 0;
+        npy_deferred_set_failed(node, 0);
         result = 0;
     }
     npy_deferred_node_decref(node);

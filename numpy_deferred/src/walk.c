@@ -88,6 +88,22 @@ npy_deferred_copied_by_eager(PyArrayObject *input, PyArray_Descr *descr,
     return *trivial;
 }
 
+/* The output of the node's call that another has: of the same layout, nowhere. */
+static PyArrayObject *
+twin_stand_in(npy_deferred_node *node, PyArrayObject *own)
+{
+    npy_intp strides[NPY_MAXDIMS];
+    PyArray_Descr *descr = node->descrs[node->nin + 1 - node->output];
+    for (int i = 0; i < PyArray_NDIM(own); i++) {
+        strides[i] = PyArray_STRIDE(own, i) / PyArray_ITEMSIZE(own) * descr->elsize;
+    }
+    Py_INCREF(descr);
+    return (PyArrayObject *)PyArray_NewFromDescr_int(
+            &PyArray_Type, descr, PyArray_NDIM(own), PyArray_DIMS(own), strides,
+            npy_deferred_nowhere(), NPY_ARRAY_WRITEABLE, NULL, NULL,
+            _NPY_ARRAY_ENSURE_DTYPE_IDENTITY);
+}
+
 /*
  * Put arrays without values, and those that check_for_trivial_loop would
  * replace, by stand-ins.  Returns whether a trivial loop is still possible,
@@ -123,7 +139,12 @@ stand_ins(npy_deferred_node *node, PyArrayObject *out, npy_intp buffersize,
         }
     }
     Py_INCREF(out);
-    op[node->nin] = out;
+    op[node->nin + node->output] = out;
+    if (node->ufunc->nout > 1) {
+        PyArrayObject **other = &op[node->nin + 1 - node->output];
+        *other = twin_stand_in(node, out);
+        return *other == NULL ? -1 : 0;
+    }
     return trivial && npy_deferred_readable_in_place(out, node->descrs[node->nin]);
 }
 
@@ -197,14 +218,14 @@ iterator_strides(npy_deferred_node *node, PyArrayObject *op[], int has_out,
                        NPY_ITER_ZEROSIZE_OK | NPY_ITER_BUFFERED | NPY_ITER_GROWINNER |
                        NPY_ITER_DELAY_BUFALLOC |
                        (has_out ? NPY_ITER_COPY_IF_OVERLAP : 0);
-    npy_uint32 op_flags[NPY_DEFERRED_MAX_NIN + 1];
-    for (int i = 0; i < node->nin; i++) {
-        op_flags[i] = EAGER_INPUT_FLAGS;
+    npy_uint32 op_flags[NPY_DEFERRED_MAX_NARGS];
+    int nargs = node->ufunc->nargs;
+    for (int i = 0; i < nargs; i++) {
+        op_flags[i] = i < node->nin ? EAGER_INPUT_FLAGS : EAGER_OUTPUT_FLAGS;
     }
-    op_flags[node->nin] = EAGER_OUTPUT_FLAGS;
-    NpyIter *iter = NpyIter_AdvancedNew(node->nin + 1, op, flags, node->order,
-                                        NPY_UNSAFE_CASTING, op_flags, node->descrs, -1,
-                                        NULL, NULL, buffersize);
+    NpyIter *iter =
+            NpyIter_AdvancedNew(nargs, op, flags, node->order, NPY_UNSAFE_CASTING,
+                                op_flags, node->descrs, -1, NULL, NULL, buffersize);
     if (iter == NULL) {
         return -1;
     }
@@ -218,7 +239,7 @@ NPY_NO_EXPORT int
 npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
                            npy_intp strides[], npy_deferred_runs *runs)
 {
-    PyArrayObject *op[NPY_DEFERRED_MAX_NIN + 1] = {NULL};
+    PyArrayObject *op[NPY_DEFERRED_MAX_NARGS] = {NULL};
     /* Not `out` itself: another iterator may be about to write to it. */
     PyArrayObject *result =
             out != NULL ? npy_deferred_array_over(out, PyArray_BYTES(out))
@@ -234,7 +255,7 @@ npy_deferred_eager_strides(npy_deferred_node *node, PyArrayObject *out,
                          (out == NULL || trivial_overlaps(node, op)))) {
         status = iterator_strides(node, op, out != NULL, buffersize, strides, runs);
     }
-    for (int i = 0; i <= node->nin; i++) {
+    for (int i = 0; i < node->ufunc->nargs; i++) {
         Py_XDECREF(op[i]);
     }
     Py_DECREF(result);

@@ -83,6 +83,20 @@ def capture_expression(w):
 
 
 @program()
+def capture_two_outputs(w):
+    q, r = np.divmod(w.p, w.b)
+    mantissa, exponent = np.frexp(w.fortran * w.row)
+    return q * w.b + r, r, mantissa, exponent + 1, np.modf(w.q)[1], *np.modf(w.f + w.i)
+
+
+@program(contextual=True)
+def capture_two_outputs_and_report(w):
+    with np.errstate(all="call", call=lambda *args: None):
+        q, r = np.divmod(w.a, w.z)
+        return np.signbit(r).sum(), q
+
+
+@program()
 def capture_dtype_and_order(w):
     return np.add(w.a, w.b, dtype="f4"), np.add(w.m, w.fortran, order="F")
 
@@ -108,8 +122,8 @@ def decline(w):
     return (
         np.power(w.i, w.i % 3),
         np.add(w.p, w.c, where=w.a > 3, out=w.d.copy()),
-        np.modf(w.p),
-        np.divmod(w.q, w.b),
+        np.modf(w.p, out=(w.d.copy(), None)),
+        np.vecdot(w.q, w.b),
     )
 
 

@@ -21,7 +21,7 @@ class Loop(NamedTuple):
 
     @property
     def elementwise(self):
-        return self.ufunc.signature is None and self.ufunc.nout == 1
+        return self.ufunc.signature is None and self.ufunc.nout <= 2
 
     def __str__(self):
         return f"{self.ufunc.__name__}-{self.types}"
@@ -44,5 +44,7 @@ LOOPS = [
     if _is_numeric(types)
 ]
 ELEMENTWISE = [loop for loop in LOOPS if loop.elementwise]
+WITH_ONE_OUTPUT = [loop for loop in ELEMENTWISE if loop.ufunc.nout == 1]
+WITH_TWO_OUTPUTS = [loop for loop in ELEMENTWISE if loop.ufunc.nout == 2]
 OTHERS = [loop for loop in LOOPS if not loop.elementwise]
 ELEMENTWISE_UFUNCS = list(dict.fromkeys(loop.ufunc for loop in ELEMENTWISE))
