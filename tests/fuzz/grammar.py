@@ -303,22 +303,24 @@ class Generator:
 
     # ---- statements: lists of lines ----
 
-    def binding(self, source):
-        """Bind a name to what an expression gives."""
-        name = self.fresh()
+    def binding(self, source, count=1):
+        """Bind a name to what an expression gives; or several names."""
+        names = [self.fresh() for _ in range(count)]
+        targets = ", ".join(names)
         if self.mode == RAISE:
+            name = self.choose(names)
             read = self.choose(
                 [f"np.deferred.calculate({name})", f"{name}.tolist()", f"{name}.copy()"]
             )
             return [
                 "try:",
-                f"    {name} = {source}",
+                f"    {targets} = {source}",
                 f"    {read}",
                 "except Exception as error:",
                 "    error",
-                f"    {name} = None",
+                f"    {' = '.join(names)} = None",
             ]
-        return [f"{name} = {source}"]
+        return [f"{targets} = {source}"]
 
     def new_array(self):
         dtype = self.dtype()
@@ -434,8 +436,13 @@ class Generator:
         source, _ = self.expression(self.shape(), self.choose([0, 1]))
         name = self.choose(TWO_RESULTS)
         second = f", {self.scalar()}" if UFUNCS[name].nin == 2 else ""
-        which = self.choose([0, 1])
-        return self.binding(f"np.{name}({source}{second})[{which}]")
+        if UFUNCS[name].nin == 2 and self.chance(0.5):
+            second = f", {self.expression(self.shape(), self.choose([0, 1]))[0]}"
+        keywords = f", order={self.choose('CFAK')!r}" if self.chance(0.1) else ""
+        call = f"np.{name}({source}{second}{keywords})"
+        if self.chance(0.6):
+            return self.binding(call, 2)
+        return self.binding(f"{call}[{self.choose([0, 1])}]")
 
     def method(self):
         source, value = self.expression(self.shape(), self.choose([0, 1, 2]))
@@ -676,7 +683,7 @@ class Generator:
         *[(calculation, 30), (view, 12), (item, 5), (in_place, 9), (assignment, 12)],
         *[(ufunc_out, 5), (method, 6), (write, 10), (copying, 6), (byte_view, 2)],
         *[(read, 5), (read_expression, 2), (delete, 5), (toggle, 2), (calculate, 3)],
-        *[(state, 1), (function, 2), (chain, 1), (two_results, 1), (new_array, 5)],
+        *[(state, 1), (function, 2), (chain, 1), (two_results, 4), (new_array, 5)],
         *[(where, 3)],
         *[(table_write, 2), (table_read, 2), (take_handle, 1), (use_handle, 1)],
         *[(buffer_size, 0.3)],
