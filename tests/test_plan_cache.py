@@ -56,22 +56,6 @@ def test_error_states_tell_who_is_told():
                 compare.same(error, lambda: (a + 1) / zero * 2)
 
 
-@pytest.mark.parametrize("order", [(32, 8192, 32), (8192, 32, 8192)])
-def test_sizes_of_buffers(order):
-    """By how many elements are cast at a time, another of two NaNs may be kept."""
-    nans = np.arange(1, 1 + N, dtype="u4") + 0x7FC00000
-    a, b = nans.view("f4"), nans[::-1].copy().view("f4").astype("f8")
-    usual = np.getbufsize()
-    try:
-        with comparison() as compare, np.errstate(all="ignore"):
-            for size in order:
-                np.setbufsize(size)
-                compare.same(f"{size} operand", lambda: (a + b) * b)
-                compare.same(f"{size} alone", lambda: b + a)
-    finally:
-        np.setbufsize(usual)
-
-
 def test_the_same_operand_and_others():
     a, b = values("d", N, 1), values("d", N, 2)
     with comparison() as compare, np.errstate(all="ignore"):
