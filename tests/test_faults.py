@@ -33,6 +33,7 @@ DO_WITHOUT = {
     "npy_deferred_mask_may_raise": "what may raise is not fused but calculated first",
     "npy_deferred_limit_total_memory": "an array stays pending, which keeps memory",
     "npy_deferred_run_sweep": "arrays are calculated one by one",
+    "npy_deferred_memory_new": "machine code gives up its own, and it is tried again",
     "npy_deferred_code_new": "a program is gone through step by step",
     "npy_deferred_make_key": "a plan is not kept for the next time",
     "npy_deferred_profile": "it is not in the profile",
