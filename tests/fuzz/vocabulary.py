@@ -262,7 +262,8 @@ WRITES = [
         "np.multiply.at({0}, 0, {s})",
         "np.negative.at({0}, [0])",
     ),
-    *("np.add.reduce({e}, 0, out={0}[0])", "np.add.accumulate({e}, 0, out={0})"),
+    # [:] as stock NumPy 2.4.6 crashes where there is no dimension.
+    *("np.add.reduce({e}, 0, out={0}[0])", "np.add.accumulate({e}, 0, out={0}[:])"),
     *("np.maximum.reduce({e}, -1, out={0}[..., 0])", "np.mean({e}, 0, out={0}[0])"),
     *("{0}.resize({0}.size + 2)", "{0}.shape = -1", "{0}.setflags(write=False)"),
     *(
