@@ -1,5 +1,7 @@
 """Whatever reads a deferred array calculates it first, and sees its values."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -22,16 +24,26 @@ def check_is_deferred(make):
         assert make().flags.deferred
 
 
+@contextlib.contextmanager
+def hooked():
+    """What is read inside comes by a hook, not by touching the guard."""
+    late = np.deferred.stats()["late"]
+    yield
+    assert np.deferred.stats()["late"] == late, "NumPy has no hook for this"
+
+
 @pytest.mark.parametrize("name", VECTOR)
 def test_vector(name):
     check_is_deferred(vector)
-    assert assert_same(lambda: VECTOR[name](vector())).error is None
+    with hooked():
+        assert assert_same(lambda: VECTOR[name](vector())).error is None
 
 
 @pytest.mark.parametrize("name", ONE)
 def test_one(name):
     check_is_deferred(one)
-    assert assert_same(lambda: ONE[name](one())).error is None
+    with hooked():
+        assert assert_same(lambda: ONE[name](one())).error is None
 
 
 @pytest.mark.parametrize("name", VECTOR)

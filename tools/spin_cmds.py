@@ -224,9 +224,11 @@ def upstream_tests(
     """🧪 Run NumPy's own tests
 
     Without the slow ones, but those of f2py; deferral is off, but with --deferred.
-    Fails when a test fails that tests/upstream/expected-failures.toml does not
-    list, and when one that it lists passes. The last lines say how many of f2py's
-    were left out when there is no Fortran compiler.
+    Then a path that reads an array without a hook ends the process and says where,
+    unless NUMPY_DEFERRED_GUARD asks for something else. Fails when a test fails that
+    tests/upstream/expected-failures.toml does not list, and when one that it lists
+    passes. The last lines say how many of f2py's were left out when there is no
+    Fortran compiler.
     """
     if on_stock:
         ctx.invoke(stock)
@@ -237,6 +239,7 @@ def upstream_tests(
     os.environ["NUMPY_DEFERRED"] = "1" if deferred else "0"
     if deferred:
         os.environ["NUMPY_DEFERRED_MIN_BYTES"] = "0"
+        os.environ.setdefault("NUMPY_DEFERRED_GUARD", "trap")
     os.environ["PYTHONPATH"] += os.pathsep + str(ROOT / "tests" / "upstream")
     options = [
         *("-c", ROOT / "upstream" / "pytest.ini", f"--rootdir={site_packages}"),
@@ -244,6 +247,10 @@ def upstream_tests(
         *("-p", "no:cacheprovider", "-q", "-rfE", "-n", jobs),
         # Tests of a class of f2py's share what they compile.
         *("-m", "not slow or f2py", "--dist", "loadscope"),
+        # xdist waits for ever for what a worker that ended had to do in its scopes.
+        "--max-worker-restart=0",
+        # What C writes before it ends the process is seen.
+        "--capture=sys",
     ]
     tests = pytest_args or ["--pyargs", "numpy"]
     with tempfile.TemporaryDirectory() as directory:

@@ -240,15 +240,52 @@ lay_out_as(npy_deferred_layout *layout, PyArrayObject *array)
             PyArray_FLAGS(array) & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
 }
 
+/* Whether that many elements are too few to be deferred. */
+static int
+is_too_small(const ufunc_call *call, npy_intp size)
+{
+    npy_intp nbytes;
+    /* What two outputs take longer to defer pays for results of twice the size. */
+    return npy_mul_sizes_with_overflow(&nbytes, size,
+                                       call->descrs[call->ufunc->nin]->elsize) ||
+           nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes;
+}
+
+/*
+ * Whether a new result is seen to be too small before its layout is known, as that and
+ * what else is asked of a call cost more than this.
+ */
+static int
+is_soon_too_small(const ufunc_call *call)
+{
+    const PyUFuncObject *ufunc = call->ufunc;
+    PyArrayObject *first = NULL;
+    for (int i = ufunc->nin; i < ufunc->nargs; i++) {
+        if (call->op[i] != NULL) {
+            return 0;
+        }
+    }
+    for (int i = 0; i < ufunc->nin; i++) {
+        PyArrayObject *array = call->op[i];
+        if (PyArray_NDIM(array) == 0) {
+            continue;
+        }
+        if (first == NULL) {
+            first = array;
+        }
+        else if (!PyArray_SAMESHAPE(first, array)) {
+            return 0; /* broadcast, to more than either has */
+        }
+    }
+    return ufunc->nout > 0 && is_too_small(call, PyArray_SIZE(first));
+}
+
 /* The guard for the result when it may be deferred, else NULL. */
 static void *
 result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
 {
-    npy_intp nbytes;
-    /* What two outputs take longer to defer pays for results of twice the size. */
-    if (npy_mul_sizes_with_overflow(&nbytes, layout->size,
-                                    call->descrs[call->ufunc->nin]->elsize) ||
-        nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes) {
+    npy_intp nbytes = layout->size * call->descrs[call->ufunc->nin]->elsize;
+    if (is_too_small(call, layout->size)) {
         because(call, NPY_DEFERRED_AT_ONCE_SMALL);
         return NULL;
     }
@@ -662,6 +699,10 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
     }
     if (!enabled && !any_deferred) {
         return has_out ? leave_out(call, wheremask) : 0;
+    }
+    if (!any_deferred && is_soon_too_small(call)) {
+        because(call, NPY_DEFERRED_AT_ONCE_SMALL);
+        return 0;
     }
     if (npy_deferred_wait()) {
         return AGAIN;

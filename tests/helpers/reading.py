@@ -175,6 +175,7 @@ VECTOR = {
     "__dlpack_device__": lambda a: a.__dlpack_device__(),
     "__array_ufunc__ of another": _array_ufunc,
     "__array_wrap__": lambda a: a.__array_wrap__(np.arange(3)),
+    "__array_wrap__ of a subclass": lambda a: np.recarray(1, "f8").__array_wrap__(a),
     # persistence
     "pickle": lambda a: pickle.loads(pickle.dumps(a)),
     "pickle 2": lambda a: pickle.loads(pickle.dumps(a, 2)),
