@@ -77,6 +77,23 @@ def test_what_is_compiled_of_floats(char, function):
     assert compiled_by(lambda a, b: function(a, b) + a, a, b) == 1
 
 
+@pytest.mark.parametrize("char", "DF")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: a * b + a,
+        lambda a, b: (a - b) * (b * a) - a * (3 - 2j),
+        lambda a, b: 7j - np.square(a) * -np.conjugate(b),
+        lambda a, b: (a + b) * (a - b) * ((a * b) + (b * a)),
+        lambda a, b: a * (a * (a * b - 1) + 2j) - 3,
+    ],
+)
+def test_complex_numbers(char, function):
+    rng = np.random.default_rng(5)
+    a, b = (rng.normal(size=(2, N, 2)) @ (1, 1j)).astype(char)
+    assert compiled_by(function, a, b) == 1
+
+
 def test_conversions_to_double():
     a = values("d", N)
     with np.errstate(all="ignore"):

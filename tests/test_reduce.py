@@ -157,6 +157,25 @@ CASTS = [
 ]
 
 
+@pytest.mark.parametrize("char", "fd")
+@pytest.mark.parametrize("length", [3, 7, 8, 9, 64, 65, 100, 127, 128, 129, 200])
+def test_sums_of_short_rows(char, length, num_threads):
+    """Some of which are added up at the same time; a NaN is of one row alone."""
+    with comparison() as compare:
+        for rows in (1, 3, 4, 5, 63, 64, 67, 1000):
+            a, b = (fill(char, (rows, length), i) for i in range(2))
+            special = a.copy()
+            special[rows // 2, -1] = np.nan
+            for threads in (1, 2):
+                num_threads(threads)
+                for name, x in (("ordinary", a), ("special", special)):
+                    key = f"{rows} {name} {threads}"
+                    compare.same(key, lambda x=x, b=b: (x * b - x).sum(axis=1))
+                    compare.same(key, lambda x=x, b=b: (x * b).mean(1, keepdims=True))
+                    cube = x.reshape(rows, 1, length), b.reshape(1, rows, length)[:, :2]
+                    compare.same(key, lambda cube=cube: (cube[0] + cube[1]).sum(-1))
+
+
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 @pytest.mark.parametrize(("given", "to"), CASTS)
 def test_casts(given, to):

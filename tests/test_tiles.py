@@ -14,7 +14,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from numpy._core._multiarray_umath import __cpu_baseline__
+from numpy._core._multiarray_umath import __cpu_baseline__, __cpu_features__
 
 from helpers.compare import assert_same, comparison
 from helpers.layouts import contiguous, negative, operand, strided, swapped, unaligned
@@ -39,6 +39,10 @@ INTEGERS = {
     ),
     1: (np.negative, np.square, np.invert),
 }
+COMPLEX = {
+    2: (np.add, np.subtract, np.multiply, np.multiply),
+    1: (np.negative, np.square, np.conjugate),
+}
 COMPARISONS = (
     np.less,
     np.less_equal,
@@ -48,7 +52,14 @@ COMPARISONS = (
     np.not_equal,
 )
 #: What is cast on its way into a program.
-NARROW = {"d": "fbBhHiIlq?", "f": "bBhH?", "l": "bBhHiI?", "i": "bBhH?"}
+NARROW = {
+    "d": "fbBhHiIlq?",
+    "f": "bBhH?",
+    "l": "bBhHiI?",
+    "i": "bBhH?",
+    "D": "Fdi",
+    "F": "fh",
+}
 LAYOUTS = (contiguous, contiguous, strided, negative, unaligned, swapped)
 SHAPES = (
     (1,),
@@ -70,7 +81,10 @@ SHAPES = (
 def usual(char, n, seed):
     """Numbers of usual size, none of which raises an error."""
     rng = np.random.default_rng(seed)
-    return (rng.uniform(1, 100, n)).astype(char)
+    numbers = rng.uniform(1, 100, n)
+    if char in "DF":
+        numbers = numbers + 1j * rng.uniform(-100, 100, n)
+    return numbers.astype(char)
 
 
 class Tree:
@@ -78,7 +92,7 @@ class Tree:
 
     def __init__(self, rng, char, shape, size, special):
         self.steps = []
-        table = INTEGERS if char in "iIlLqQ" else FLOATS
+        table = INTEGERS if char in "iIlLqQ" else COMPLEX if char in "DF" else FLOATS
         self.operands = [
             self.operand(rng, char, shape, i, special) for i in range(rng.randint(1, 6))
         ]
@@ -331,7 +345,7 @@ def count_loops(tree):
     return plan and (plan.loops, plan.steps)
 
 
-@pytest.mark.parametrize("char", "dfiIlL")
+@pytest.mark.parametrize("char", "dfiIlLDF")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("special", [False, True], ids=["usual", "special"])
 def test_random_trees(char, shape, special):
@@ -342,7 +356,7 @@ def test_random_trees(char, shape, special):
             compare.same(f"tree {i}", tree)
 
 
-@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("char", "dfDF")
 @pytest.mark.parametrize("error", ["warn", "raise"])
 def test_errors(char, error):
     """They are told of the operation that raised them, wherever that is."""
@@ -367,12 +381,12 @@ def test_one_error_late(char, n):
                 b[at] = 1
 
 
-@pytest.mark.parametrize("char", "dfil")
+@pytest.mark.parametrize("char", "dfilDF")
 @pytest.mark.parametrize("shift", [0, 1, 63, 64, 200])
 @pytest.mark.parametrize("n", [100, 500, 9000])
 def test_result_over_operands(char, shift, n):
     """In place, and where earlier and later elements are still to be read."""
-    zero = 0 if char in "df" else 1
+    zero = 0 if char in "dfDF" else 1
 
     def run(target, source):
         room = values(char, n + shift, 3)
@@ -391,7 +405,7 @@ def test_result_over_operands(char, shift, n):
                 compare.same(f"forth, {error}", run, shift, 0)
 
 
-@pytest.mark.parametrize("char", "dfiL")
+@pytest.mark.parametrize("char", "dfiLDF")
 @pytest.mark.parametrize("every", [-5, -4, -3, -2, -1, 2, 3, 4, 5, 16])
 def test_every_nth_element(char, every):
     """Up to the end of the memory, beyond which AddressSanitizer sees what reads."""
@@ -492,6 +506,27 @@ class TestLoops:
     def test_count(self, function, expected):
         a, b = usual("d", N, 1), usual("d", N, 2)
         assert count_loops(lambda: function(a, b)) == expected
+
+    @pytest.mark.skipif(
+        not __cpu_features__.get("X86_V3"),
+        reason="NumPy's loops for complex products do not fuse here",
+    )
+    @pytest.mark.parametrize("char", "DF")
+    @pytest.mark.parametrize(
+        ("function", "expected"),
+        [
+            (lambda a, b: a * b + a, (1, 2)),
+            (lambda a, b: 2j * a - b * (a + 1), (1, 4)),
+            (lambda a, b: np.conjugate(a) * np.square(-b), (1, 4)),
+            (lambda a, b: a[0] * b - a * b[1], (1, 3)),
+            (lambda a, b: (a - b) * (b * a) + np.conjugate(a * 3), (1, 6)),
+            (lambda a, b: np.abs(a * b - a), (2, 3)),
+        ],
+    )
+    def test_complex(self, char, function, expected):
+        a, b = usual(char, N, 1), usual(char, N, 2)
+        assert count_loops(lambda: function(a, b)) == expected
+        assert_same(lambda: function(a, b))
 
     @pytest.mark.skipif(
         not {"SSE2", "X86_V2"}.intersection(__cpu_baseline__),

@@ -539,7 +539,7 @@ npy_deferred_can_fuse_out(npy_deferred_node *root);
 typedef struct npy_deferred_consumer npy_deferred_consumer;
 /*
  * Evaluate a pending array for a consumer, which has its values piece by piece
- * (see evaluators in execute.c) and stores them nowhere; the array stays pending.
+ * (see evaluator.c) and stores them nowhere; the array stays pending.
  * Returns 0, and `errors` has what is to be reported; 1 when it is not to be had
  * like this, and the array is to be calculated; -1 with an exception set.
  */
@@ -684,7 +684,7 @@ typedef struct {
     int joins;                  /* the only reader of the result, or -1 */
     int banks, njoined, nreads; /* of it and those that join it; with what is kept */
     int is_idle;                /* a copy that programs do without */
-    /* From here on set by execute.c, for the strides at hand. */
+    /* From here on set by run_state.c, for the strides at hand. */
     int bound;
     int status;  /* NPY_FPE_* that it raised */
     int checked; /* whether eager NumPy looks at the status after this loop */
@@ -700,9 +700,10 @@ typedef struct {
 typedef struct {
     int step;
     int reads_status;            /* before it, as it may clear what others raised */
-    npy_deferred_tile_type type; /* NONE: no program */
+    npy_deferred_tile_type type; /* of a part; NONE: no program */
+    int parts;                   /* of an element: see tiles.h */
     int code, args, nargs;       /* where the plan has the program */
-    npy_deferred_tile_machine *machine;   /* set by execute.c */
+    npy_deferred_tile_machine *machine;   /* set by run_state.c */
     npy_deferred_tile_code *machine_code; /* owned by the plan, no copy; may be NULL */
     npy_deferred_tile_streams streams;    /* how that stores */
     int was_compiled;                     /* or it was tried */
@@ -716,7 +717,7 @@ typedef struct {
     npy_intp elsize;
     int last_use; /* of the value that is in it */
     int in_units; /* whether a unit writes it */
-    char *data;   /* set by execute.c, for what runs: units or steps */
+    char *data;   /* set by run_state.c, for what runs: units or steps */
 } npy_deferred_slot;
 
 /* What a plan is kept under (plan_cache.c). */
@@ -750,7 +751,7 @@ NPY_NO_EXPORT npy_deferred_plan *
 npy_deferred_plan_copy(const npy_deferred_plan *plan, const npy_deferred_walk *walk);
 NPY_NO_EXPORT void
 npy_deferred_plan_free(npy_deferred_plan *plan);
-/* Let go what execute.c has bound a step to, if it has. */
+/* Let go what run_state.c has bound a step to, if it has. */
 NPY_NO_EXPORT void
 npy_deferred_step_unbind(npy_deferred_step *step);
 
@@ -798,7 +799,7 @@ extern NPY_NO_EXPORT npy_intp npy_deferred_code_worth;
  * instruction that is not known.  No exception is set.
  */
 NPY_NO_EXPORT npy_deferred_tile_code *
-npy_deferred_code_new(npy_deferred_tile_type type,
+npy_deferred_code_new(npy_deferred_tile_type type, int parts,
                       const npy_deferred_tile_instruction *code,
                       const npy_deferred_tile_arg *args, int nargs,
                       const npy_intp strides[], npy_deferred_tile_streams streams);
@@ -822,7 +823,7 @@ npy_deferred_is_aligned_for(const void *address, npy_deferred_tile_streams strea
     return (npy_uintp)address % unit == 0;
 }
 
-/* ---- execute.c: run a plan ---- */
+/* ---- execute.c, execute_threads.c, evaluator.c: run a plan ---- */
 
 /*
  * Blocks are multiples of it, but the last, which is no shorter if it is not

@@ -221,13 +221,17 @@ publish(const npy_uint8 *code, size_t ncoded)
 }
 
 NPY_NO_EXPORT npy_deferred_tile_code *
-npy_deferred_code_new(npy_deferred_tile_type type,
+npy_deferred_code_new(npy_deferred_tile_type type, int parts,
                       const npy_deferred_tile_instruction *code,
                       const npy_deferred_tile_arg *args, int nargs,
                       const npy_intp strides[], npy_deferred_tile_streams streams)
 {
     static int is_allowed = 1;
-    assembly a = {.type = type, .args = args, .strides = strides, .streams = streams};
+    assembly a = {.type = type,
+                  .parts = parts,
+                  .args = args,
+                  .strides = strides,
+                  .streams = streams};
     size_t ncode = 0;
     if (!is_allowed || !NPY_CPU_HAVE(X86_V3)) {
         return NULL;
@@ -266,7 +270,7 @@ npy_deferred_code_free(npy_deferred_tile_code *code)
 #else
 
 NPY_NO_EXPORT npy_deferred_tile_code *
-npy_deferred_code_new(npy_deferred_tile_type type,
+npy_deferred_code_new(npy_deferred_tile_type type, int parts,
                       const npy_deferred_tile_instruction *code,
                       const npy_deferred_tile_arg *args, int nargs,
                       const npy_intp strides[], npy_deferred_tile_streams streams)
@@ -301,9 +305,9 @@ compile_reducing(npy_deferred_plan *plan, npy_deferred_unit *unit,
     npy_deferred_tile_instruction store = *last;
     last->code = (npy_uint16)reducing;
     npy_deferred_code_free(unit->reducing_code);
-    unit->reducing_code =
-            npy_deferred_code_new(unit->type, code, &plan->tile_args[unit->args],
-                                  unit->nargs, strides, NPY_DEFERRED_TILE_NO_STREAM);
+    unit->reducing_code = npy_deferred_code_new(
+            unit->type, unit->parts, code, &plan->tile_args[unit->args], unit->nargs,
+            strides, NPY_DEFERRED_TILE_NO_STREAM);
     npy_deferred_stats.compiled += unit->reducing_code != NULL;
     *last = store;
 }
@@ -313,7 +317,8 @@ find_strides(const npy_deferred_plan *plan, const npy_deferred_unit *unit,
              npy_intp strides[])
 {
     for (int i = 0; i < unit->nargs; i++) {
-        strides[i] = plan->values[plan->tile_args[unit->args + i].value].stride;
+        strides[i] = plan->values[plan->tile_args[unit->args + i].value].stride /
+                     unit->parts;
     }
 }
 
@@ -343,8 +348,8 @@ npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         find_strides(plan, unit, strides);
         npy_deferred_code_free(unit->machine_code);
         unit->machine_code = npy_deferred_code_new(
-                unit->type, &plan->tile_code[unit->code], &plan->tile_args[unit->args],
-                unit->nargs, strides, how);
+                unit->type, unit->parts, &plan->tile_code[unit->code],
+                &plan->tile_args[unit->args], unit->nargs, strides, how);
         npy_deferred_stats.compiled += unit->machine_code != NULL;
         unit->streams = how;
         unit->was_compiled = 1;

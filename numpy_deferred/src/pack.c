@@ -9,7 +9,7 @@
  *
  * Loops see other strides than in eager NumPy, which plan.c must bear with, and the
  * result must be one that nobody sees until it is complete.  The walk owns its
- * iterator, which tells shapes and strides; the scratch memory is execute.c's.
+ * iterator, which tells shapes and strides; the scratch memory is run_state.c's.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION

@@ -8,7 +8,7 @@
  * made of the values; the status is read much later, and tells no more than that
  * it must all be done again without the program.
  *
- * Other plans are evaluated (execute.c) in larger pieces, as each takes some time
+ * Other plans are evaluated (evaluator.c) in larger pieces, as each takes some time
  * to begin with.
  */
 #define NPY_DEFERRED_IMPLEMENTATION

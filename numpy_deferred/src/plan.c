@@ -15,7 +15,7 @@
  * else steps may be doubtful, and the plan is one that may be given up as long
  * as nobody else sees what is written.
  *
- * It borrows everything from the expression, and owns what execute.c makes when
+ * It borrows everything from the expression, and owns what run_state.c makes when
  * it binds the steps to loops.
  */
 #define NPY_DEFERRED_IMPLEMENTATION

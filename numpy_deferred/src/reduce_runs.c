@@ -293,12 +293,18 @@ sum_by_leaves(worker *w, npy_intp position, npy_intp n, char *sum)
     return result != 0 ? result : npy_deferred_add_sum(w, sum, second);
 }
 
+static int
+is_summed_by_leaves(const worker *w, npy_intp n)
+{
+    return n >= MIN_LEAF && (n % 8 == 0 || n >= MIN_LEAVES) &&
+           w->r->reducer.add_up != NULL && npy_deferred_sums_eighths(&w->pieces);
+}
+
 NPY_NO_EXPORT int
 npy_deferred_sum_pairwise(worker *w, npy_intp position, npy_intp n, char *sum)
 {
     _Alignas(16) char second[NPY_DEFERRED_ELEMENT_SIZE];
-    if (n >= MIN_LEAF && (n % 8 == 0 || n >= MIN_LEAVES) &&
-        w->r->reducer.add_up != NULL && npy_deferred_sums_eighths(&w->pieces)) {
+    if (is_summed_by_leaves(w, n)) {
         return sum_by_leaves(w, position, n, sum);
     }
     if (n <= w->pieces.part) {
@@ -505,6 +511,54 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     return result;
 }
 
+/* Whether runs of this length are added up, each into a result, as soon as there are
+ * values: what else is asked of a run takes longer than a short one. */
+static int
+are_short_sums(const worker *w, npy_intp n, int first)
+{
+    const reduction *r = w->r;
+    return r->strides[0] == 0 && r->cut == PAIRWISE && r->reducer.add_up_each != NULL &&
+           !r->is_cast && !first && r->naxes > 1 && r->steps[1] == n &&
+           n <= w->pieces.part && !is_summed_by_leaves(w, n);
+}
+
+/* Runs that are added up at a time. */
+#define RUNS_AT_A_TIME 64
+
+/*
+ * The first of such runs, as many of `*nruns` as there are values of then, which
+ * becomes their number.
+ */
+static int
+sum_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *into)
+{
+    union {
+        npy_double wide[RUNS_AT_A_TIME];
+        npy_float narrow[RUNS_AT_A_TIME];
+    } sums;
+    npy_intp stride = w->r->strides[1];
+    int is_double = npy_deferred_element_size(w) == sizeof(npy_double), nans = 0;
+    char *data;
+    int result = npy_deferred_provide(&w->pieces, position, n, &data);
+    if (result != 0) {
+        return result;
+    }
+    npy_intp end = w->pieces.start + w->pieces.count;
+    *nruns = PyArray_MIN(PyArray_MIN(*nruns, (end - position) / n), RUNS_AT_A_TIME);
+    w->r->reducer.add_up_each(data, n, *nruns, (char *)&sums);
+    for (npy_intp i = 0; i < *nruns; i++) {
+        if (is_double) {
+            nans |= npy_isnan(sums.wide[i]);
+            *(npy_double *)(into + i * stride) += sums.wide[i];
+        }
+        else {
+            nans |= npy_isnan(sums.narrow[i]);
+            *(npy_float *)(into + i * stride) += sums.narrow[i];
+        }
+    }
+    return nans;
+}
+
 /*
  * All runs that have these indices on one axis, in the order of memory.  Returns as
  * npy_deferred_execute.
@@ -529,19 +583,29 @@ npy_deferred_reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
                                                    : PyArray_SIZE(r->operand);
             w->pieces.until = position + section;
         }
-        section -= shape[0];
-        result = r->strides[0] == 0
-                         ? npy_deferred_reduce_run(w, position, shape[0], into, first)
-                         : combine_run(w, position, shape[0], into, first);
+        npy_intp nruns = 1;
+        if (are_short_sums(w, shape[0], first)) {
+            nruns = shape[1] - index[1];
+            result = sum_short_runs(w, position, shape[0], &nruns, into);
+        }
+        else {
+            result = r->strides[0] == 0
+                             ? npy_deferred_reduce_run(w, position, shape[0], into,
+                                                       first)
+                             : combine_run(w, position, shape[0], into, first);
+        }
+        section -= nruns * shape[0];
         for (axis = 1; axis < r->naxes; axis++) {
-            into += r->strides[axis];
-            position += r->steps[axis];
-            if (++index[axis] < shape[axis]) {
+            into += nruns * r->strides[axis];
+            position += nruns * r->steps[axis];
+            index[axis] += nruns;
+            if (index[axis] < shape[axis]) {
                 break;
             }
             into -= index[axis] * r->strides[axis];
             position -= index[axis] * r->steps[axis];
             index[axis] = 0;
+            nruns = 1;
         }
     }
     return result;

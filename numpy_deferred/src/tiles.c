@@ -45,6 +45,16 @@ NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_i64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_i32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_trait npy_deferred_tiles_fuse)
+
+/* Whether the machine multiplies complex numbers as NumPy's loops do. */
+static int
+machine_fuses(void)
+{
+    int fuses = 0;
+    NPY_CPU_DISPATCH_CALL(fuses = npy_deferred_tiles_fuse, ());
+    return fuses;
+}
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type)
@@ -71,6 +81,8 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
 
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sum npy_deferred_add_up_f32)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sums npy_deferred_add_up_each_f64)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_sums npy_deferred_add_up_each_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_largest_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_extreme npy_deferred_smallest_f64)
@@ -103,7 +115,7 @@ NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    npy_deferred_tile_reducer reducer = {NULL, NULL, NULL, fold_for(descr, what), -1};
+    npy_deferred_tile_reducer reducer = {.fold = fold_for(descr, what), .joining = -1};
     if (what == NPY_DEFERRED_TILE_SUM && type_of(descr) != NPY_DEFERRED_TILE_NONE) {
         reducer.joining = NPY_DEFERRED_TILE_JOIN_SUM;
     }
@@ -113,10 +125,12 @@ npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
     }
     if (what == NPY_DEFERRED_TILE_SUM && wide) {
         NPY_CPU_DISPATCH_CALL(reducer.add_up = npy_deferred_add_up_f64);
+        NPY_CPU_DISPATCH_CALL(reducer.add_up_each = npy_deferred_add_up_each_f64);
         NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_sums_f64);
     }
     else if (what == NPY_DEFERRED_TILE_SUM) {
         NPY_CPU_DISPATCH_CALL(reducer.add_up = npy_deferred_add_up_f32);
+        NPY_CPU_DISPATCH_CALL(reducer.add_up_each = npy_deferred_add_up_each_f32);
         NPY_CPU_DISPATCH_CALL(reducer.join = npy_deferred_join_sums_f32);
     }
     else if (what == NPY_DEFERRED_TILE_LARGEST && wide) {
@@ -140,11 +154,17 @@ npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
 
 #else
 
+static int
+machine_fuses(void)
+{
+    return 0;
+}
+
 NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
-    return (npy_deferred_tile_reducer){NULL, NULL, NULL, -1, -1};
+    return (npy_deferred_tile_reducer){.fold = -1, .joining = -1};
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
@@ -218,6 +238,29 @@ has_traits(int traits, const PyArray_Descr *descr)
     return (traits & needed) != 0;
 }
 
+/* Which operation a ufunc on complex numbers is, or -1. */
+static int
+complex_operation_of(const PyUFuncObject *ufunc)
+{
+    const struct {
+        PyObject *ufunc;
+        int operation;
+    } known[] = {
+            {n_ops.add, NPY_DEFERRED_TILE_ADD},
+            {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT},
+            {n_ops.multiply, NPY_DEFERRED_TILE_COMPLEX_MULTIPLY},
+            {n_ops.square, NPY_DEFERRED_TILE_COMPLEX_SQUARE},
+            {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE},
+            {n_ops.conjugate, NPY_DEFERRED_TILE_CONJUGATE},
+    };
+    for (size_t i = 0; i < sizeof(known) / sizeof(*known) && machine_fuses(); i++) {
+        if (known[i].ufunc == (PyObject *)ufunc) {
+            return known[i].operation;
+        }
+    }
+    return -1;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_is_exact(const npy_deferred_node *node)
 {
@@ -274,6 +317,8 @@ reversed(int operation)
             return NPY_DEFERRED_TILE_REVERSED_SUBTRACT;
         case NPY_DEFERRED_TILE_DIVIDE:
             return NPY_DEFERRED_TILE_REVERSED_DIVIDE;
+        case NPY_DEFERRED_TILE_COMPLEX_MULTIPLY:
+            return NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY;
         case NPY_DEFERRED_TILE_LESS:
             return NPY_DEFERRED_TILE_GREATER;
         case NPY_DEFERRED_TILE_LESS_EQUAL:
@@ -331,6 +376,12 @@ is_truth(const npy_deferred_value *value)
     return value->descr->type_num == NPY_BOOL;
 }
 
+static int
+is_complex(const npy_deferred_value *value)
+{
+    return PyTypeNum_ISCOMPLEX(value->descr->type_num);
+}
+
 /* Whether the machine reads one as it reads the other. */
 static int
 is_same_type(const npy_deferred_value *value, const npy_deferred_value *other)
@@ -338,8 +389,7 @@ is_same_type(const npy_deferred_value *value, const npy_deferred_value *other)
     return value->descr->elsize == other->descr->elsize &&
            PyTypeNum_ISFLOAT(value->descr->type_num) ==
                    PyTypeNum_ISFLOAT(other->descr->type_num) &&
-           !PyTypeNum_ISCOMPLEX(value->descr->type_num) &&
-           is_truth(value) == is_truth(other);
+           is_complex(value) == is_complex(other) && is_truth(value) == is_truth(other);
 }
 
 /*
@@ -361,7 +411,9 @@ without_copy(const npy_deferred_plan *plan, int value)
         return value;
     }
     if (is_same_type(source, copy)) {
-        return is_truth(source) && source->stride != 1 ? value : copy->source;
+        int any_stride = !is_truth(source) && !is_complex(source);
+        return any_stride || source->stride == source->descr->elsize ? copy->source
+                                                                     : value;
     }
     return source->stride == source->descr->elsize &&
                            converting_load(type_of(copy->descr), source->descr) >= 0
@@ -434,6 +486,35 @@ takes(const npy_deferred_plan *plan, const npy_deferred_step *step, int first,
     return 1;
 }
 
+/* Whether all that a step has are complex numbers of its type, side by side or one. */
+static int
+takes_complex(const npy_deferred_plan *plan, const npy_deferred_step *step,
+              int type_num)
+{
+    for (int i = 0; i < step->nargs; i++) {
+        const npy_deferred_value *value = &plan->values[step->args[i]];
+        int is_result = i == step->nargs - 1;
+        if (value->descr->type_num != type_num || !value->aligned ||
+            !(value->stride == value->descr->elsize ||
+              (value->stride == 0 && !is_result))) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void
+classify_complex(const npy_deferred_plan *plan, npy_deferred_step *step)
+{
+    int type_num = step->node->descrs[0]->type_num;
+    step->tile_operation = complex_operation_of(step->node->ufunc);
+    if (type_num != NPY_CLONGDOUBLE && step->tile_operation >= 0 &&
+        takes_complex(plan, step, type_num)) {
+        step->tile_type = type_num == NPY_CDOUBLE ? NPY_DEFERRED_TILE_DOUBLE
+                                                  : NPY_DEFERRED_TILE_FLOAT;
+    }
+}
+
 static int
 is_select(const npy_deferred_step *step)
 {
@@ -483,11 +564,15 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     if (step->is_cast) {
         return;
     }
+    const PyArray_Descr *descr = step->node->descrs[0];
+    if (PyTypeNum_ISCOMPLEX(descr->type_num)) {
+        classify_complex(plan, step);
+        return;
+    }
     step->tile_operation = operation_of(step->node->ufunc, &traits);
     if (step->tile_operation < 0) {
         return;
     }
-    const PyArray_Descr *descr = step->node->descrs[0];
     npy_deferred_tile_type type = type_of(step->node->descrs[0]);
     if (type == NPY_DEFERRED_TILE_NONE || !has_traits(traits, descr)) {
         return;
@@ -548,7 +633,8 @@ argument(writing *w, int value, npy_deferred_tile_access access)
         }
     }
     plan->tile_args[unit->args + unit->nargs] = (npy_deferred_tile_arg){
-            value, access, (npy_uint8)plan->values[value].descr->elsize};
+            value, access,
+            (npy_uint8)(plan->values[value].descr->elsize / unit->parts)};
     return unit->nargs++;
 }
 
@@ -582,6 +668,7 @@ needs_bank(const npy_deferred_plan *plan, int step, int i)
     const npy_deferred_value *value =
             &plan->values[without_copy(plan, plan->steps[step].args[i])];
     return joined(plan, step, i) >= 0 || is_truth(as) || !is_same_type(value, as) ||
+           (is_complex(value) && value->stride == 0) ||
            (value->stride != 0 && value->stride != value->descr->elsize);
 }
 
@@ -708,12 +795,14 @@ put_load(writing *w, pending_part at)
     int from = without_copy(w->plan, at.value);
     int same = is_same_type(&values[from], &values[at.value]);
     npy_intp stride = values[from].stride;
-    int operation = is_truth(&values[at.value]) ? NPY_DEFERRED_TILE_LOAD_TRUTH
-                    : !same       ? converting_load(w->unit->type, values[from].descr)
-                    : stride == 0 ? NPY_DEFERRED_TILE_LOAD_SCALAR
-                    : stride == values[from].descr->elsize
-                            ? NPY_DEFERRED_TILE_LOAD
-                            : NPY_DEFERRED_TILE_LOAD_STRIDED;
+    int operation =
+            is_truth(&values[at.value]) ? NPY_DEFERRED_TILE_LOAD_TRUTH
+            : !same ? converting_load(w->unit->type, values[from].descr)
+            : stride == 0
+                    ? (is_complex(&values[from]) ? NPY_DEFERRED_TILE_LOAD_COMPLEX_SCALAR
+                                                 : NPY_DEFERRED_TILE_LOAD_SCALAR)
+            : stride == values[from].descr->elsize ? NPY_DEFERRED_TILE_LOAD
+                                                   : NPY_DEFERRED_TILE_LOAD_STRIDED;
     put(w, operation, at.bank,
         argument(w, from,
                  stride == 0 ? NPY_DEFERRED_TILE_READ_SCALAR : NPY_DEFERRED_TILE_READ));
@@ -858,6 +947,7 @@ write_program(npy_deferred_plan *plan, npy_deferred_unit *unit, int root,
     writing w = {plan, unit, end, find_resident(plan, root)};
     unit->args = *nargs;
     unit->type = step->tile_type;
+    unit->parts = 1 + is_complex(&plan->values[step->args[step->nargs - 1]]);
     put(&w, NPY_DEFERRED_TILE_END, 0, 0);
     pending[0] = (pending_part){root, 0, 0};
     while (npending > 0) {
@@ -894,9 +984,33 @@ keeps_status(const npy_deferred_step *step)
            ufunc == n_ops.bitwise_or || ufunc == n_ops.bitwise_xor || is_select(step);
 }
 
+/*
+ * Whether a step that has joined no other is a program, with those that joined it.  One
+ * alone is where that saves a copy of an operand, or its values are not stored, or are
+ * not the only ones.
+ */
+static int
+is_program(const npy_deferred_plan *plan, const npy_deferred_walk *walk,
+           const npy_deferred_step *step)
+{
+    if (step->njoined > 1) {
+        return 1;
+    }
+    if (step->tile_type == NPY_DEFERRED_TILE_NONE || step->takes_masks) {
+        return 0;
+    }
+    for (int i = 0; i < step->nargs - 1; i++) {
+        if (without_copy(plan, step->args[i]) != step->args[i]) {
+            return 1;
+        }
+    }
+    return plan->nsteps == 1 || (walk->expression->nkept > 0 &&
+                                 is_streamed(plan, walk, step->args[step->nargs - 1]));
+}
+
 /* Whether only programs read the result of a step, and can do without. */
 static int
-is_idle(const npy_deferred_plan *plan, int index)
+is_idle(const npy_deferred_plan *plan, const npy_deferred_walk *walk, int index)
 {
     const npy_deferred_step *step = &plan->steps[index];
     int value = step->args[step->nargs - 1];
@@ -906,7 +1020,8 @@ is_idle(const npy_deferred_plan *plan, int index)
     for (int i = index + 1; i < plan->nsteps; i++) {
         const npy_deferred_step *reader = &plan->steps[i];
         for (int j = 0; j < reader->nargs - 1; j++) {
-            if (reader->args[j] == value && reader->joins < 0 && reader->njoined == 1) {
+            if (reader->args[j] == value && reader->joins < 0 &&
+                !is_program(plan, walk, reader)) {
                 return 0;
             }
         }
@@ -926,7 +1041,7 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
     }
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
-        step->is_idle = is_idle(plan, i);
+        step->is_idle = is_idle(plan, walk, i);
         if (step->joins >= 0 || step->is_idle) {
             continue;
         }
@@ -934,13 +1049,7 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk)
         memset(unit, 0, sizeof(*unit));
         unit->type = NPY_DEFERRED_TILE_NONE;
         unit->step = i;
-        /* A single operation needs a program where its values are not stored, or are
-         * not the only ones. */
-        if (step->njoined > 1 ||
-            (step->tile_type != NPY_DEFERRED_TILE_NONE && !step->takes_masks &&
-             (plan->nsteps == 1 ||
-              (walk->expression->nkept > 0 &&
-               is_streamed(plan, walk, step->args[step->nargs - 1]))))) {
+        if (is_program(plan, walk, step)) {
             write_program(plan, unit, i, walk, &ncode, &nargs);
         }
         else {

@@ -8,6 +8,10 @@
  * a plan; tiles.dispatch.c.src has the machine, for each type, and is
  * compiled for each instruction set.
  *
+ * Complex numbers are two elements of the machine side by side.  Their product is the
+ * only operation that is not rounded correctly: it is done as NumPy's loops do it where
+ * they have fused multiplication and addition, and is left to them elsewhere.
+ *
  * A program gives the bits that NumPy's loops give, as all it does is exact or
  * correctly rounded, unless a NaN is stored: of two NaNs another one may have
  * been kept, or another sign.  The machine tells, and somebody else does it again.
@@ -76,7 +80,12 @@ typedef enum {
     NPY_DEFERRED_TILE_REVERSED_LARGER = 18 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_SMALLER = 19 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_REVERSED_SMALLER = 20 * NPY_DEFERRED_TILE_FORMS,
-    NPY_DEFERRED_TILE_NEGATIVE = 21 * NPY_DEFERRED_TILE_FORMS,
+    /* of complex numbers, neither FROM_SCALAR; where npy_deferred_tiles_fuse */
+    NPY_DEFERRED_TILE_COMPLEX_MULTIPLY = 21 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY = 22 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_NEGATIVE = 23 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_COMPLEX_SQUARE, /* as products */
+    NPY_DEFERRED_TILE_CONJUGATE,      /* of complex numbers */
     NPY_DEFERRED_TILE_ABSOLUTE,
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
@@ -87,6 +96,7 @@ typedef enum {
     NPY_DEFERRED_TILE_LOAD,
     NPY_DEFERRED_TILE_LOAD_LAST, /* what is in the last bank */
     NPY_DEFERRED_TILE_LOAD_SCALAR,
+    NPY_DEFERRED_TILE_LOAD_COMPLEX_SCALAR,
     NPY_DEFERRED_TILE_LOAD_STRIDED,
     NPY_DEFERRED_TILE_LOAD_FLOAT,
     NPY_DEFERRED_TILE_LOAD_INT64,
@@ -129,7 +139,7 @@ typedef enum {
 typedef struct {
     npy_uint16 value; /* of the plan */
     npy_uint8 access;
-    npy_uint8 elsize;
+    npy_uint8 elsize; /* of a part */
 } npy_deferred_tile_arg;
 
 /*
@@ -147,11 +157,12 @@ typedef enum {
 
 typedef struct {
     int nargs;
+    int parts; /* of an element: 2 of a complex one, which are elements to the rest */
     int overlaps; /* whether what is written may be read too */
     int streams;  /* whether STREAM goes past the cache, else it is STORE */
     const npy_deferred_tile_instruction *code;
     const npy_deferred_tile_arg *args;
-    const npy_intp *strides;              /* bytes, for each argument */
+    const npy_intp *strides;              /* bytes, for each argument, of parts */
     npy_deferred_tile_code *machine_code; /* the same; NULL: there is none */
 } npy_deferred_tile_program;
 
@@ -177,9 +188,15 @@ npy_deferred_end_streams(void)
 typedef int(npy_deferred_tile_machine)(const npy_deferred_tile_program *program,
                                        char *const data[], npy_intp n);
 
+/* Whether the machine multiplies complex numbers. */
+typedef int(npy_deferred_tile_trait)(void);
+
 /* The sum of `n` elements side by side, one at least, in the order NumPy's loops have.
  */
 typedef void(npy_deferred_tile_sum)(const char *from, npy_intp n, char *sum);
+/* As that, of `count` times so many elements each. */
+typedef void(npy_deferred_tile_sums)(const char *from, npy_intp n, npy_intp count,
+                                     char *sums);
 /*
  * `*result` becomes the largest, or smallest, of itself and `n` elements.  Returns
  * whether one of these is a NaN; it has done nothing then.
@@ -205,6 +222,7 @@ typedef enum {
  */
 typedef struct {
     npy_deferred_tile_sum *add_up;
+    npy_deferred_tile_sums *add_up_each;
     npy_deferred_tile_extreme *extreme;
     npy_deferred_tile_join *join;
     int fold;    /* the instruction, or -1 */

@@ -61,6 +61,7 @@ enum {
 typedef struct {
     npy_uint8 *start, *at; /* of the code; where the next byte goes */
     npy_deferred_tile_type type;
+    int parts; /* of an element: see tiles.h */
     const npy_deferred_tile_arg *args;
     const npy_intp *strides;
     npy_deferred_tile_streams streams;
@@ -228,11 +229,11 @@ element(const assembly *a, int base, int size, int i)
     return (operand){-1, base, size, i * lanes(a) * size};
 }
 
-/* One element in all places of a vector. */
+/* One element, or both parts of one, in all places of a vector. */
 static inline void
 emit_spread(assembly *a, int to, operand from)
 {
-    emit(a, OPCODE(P_66, T_0F38, is_wide(a) ? 0x19 : 0x18), to, 0, from);
+    emit(a, OPCODE(P_66, T_0F38, 0x17 + a->parts + is_wide(a)), to, 0, from);
 }
 
 /* What the instructions of programs need in memory: at CONSTANTS. */

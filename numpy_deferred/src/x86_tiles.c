@@ -24,6 +24,7 @@
 static const struct {
     npy_uint64 sign_double[4], others_double[4], one_double[4];
     npy_uint64 sign_float[4], others_float[4], one_float[4];
+    npy_uint64 second_double[4], second_float[4]; /* the signs of imaginary parts */
     npy_uint64 one_int64[4], one_int32[4], one_byte[4];
     npy_uint64 two_to_52[4], high_half[4], high_offset[4]; /* see load_int64 */
     npy_uint32 by_halves[8]; /* of four vectors, where packing has left their halves */
@@ -37,6 +38,8 @@ static const struct {
         PAIR(0x80000000u),
         PAIR(0x7FFFFFFFu),
         PAIR(0x3F800000u),
+        {0, 0x8000000000000000u, 0, 0x8000000000000000u},
+        FOUR(0x8000000000000000u),
         FOUR(1),
         PAIR(1),
         FOUR(0x0101010101010101u),
@@ -178,6 +181,32 @@ choose_extreme(assembly *a, int kind, int x, operand last)
     emit_number(a, choose_codes[a->type], x, first, in_vector(THIRD), SECOND << 4);
 }
 
+/*
+ * Of complex numbers, as simd_cmul_f64 of NumPy's loops: the real part of the first
+ * times the second, less and plus the imaginary part of the first times the second
+ * turned.
+ */
+static void
+multiply_complex(assembly *a, int x, operand last, int is_reversed)
+{
+    const int order = OPCODE(P_66, T_0F3A, is_wide(a) ? 0x05 : 0x04);
+    const int fuse = OPCODE(P_66, T_0F38, 0xA6) | (is_wide(a) ? WIDE : 0);
+    const int turned = is_wide(a) ? 0x05 : 0xB1;
+    const int real = is_wide(a) ? 0x00 : 0xA0, imaginary = is_wide(a) ? 0x0F : 0xF5;
+    int y = as_vector(a, last);
+    int first = is_reversed ? y : x, second = is_reversed ? x : y;
+    emit_number(a, order, SECOND, 0, in_vector(second), turned);
+    emit_number(a, order, THIRD, 0, in_vector(first), imaginary);
+    emit(a, multiply_codes[a->type], SECOND, SECOND, in_vector(THIRD));
+    emit_number(a, order, THIRD, 0, in_vector(first), real);
+    if (is_reversed) {
+        emit(a, fuse, x, THIRD, in_vector(SECOND));
+        return;
+    }
+    emit(a, fuse, THIRD, second, in_vector(SECOND));
+    move(a, x, THIRD);
+}
+
 /* A binary operation on one vector of a bank. */
 static void
 calculate(assembly *a, int kind, int x, operand last)
@@ -198,6 +227,11 @@ calculate(assembly *a, int kind, int x, operand last)
                 break;
             }
             emit(a, multiply_codes[a->type], x, x, last);
+            break;
+        case NPY_DEFERRED_TILE_COMPLEX_MULTIPLY:
+        case NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY:
+            multiply_complex(a, x, last,
+                             kind == NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY);
             break;
         case NPY_DEFERRED_TILE_DIVIDE:
             emit(a, divide_codes[a->type], x, x, last);
@@ -294,6 +328,14 @@ put_unary(assembly *a, int operation, int bank)
                 break;
             case NPY_DEFERRED_TILE_SQUARE:
                 calculate(a, NPY_DEFERRED_TILE_MULTIPLY, x, in_vector(x));
+                break;
+            case NPY_DEFERRED_TILE_COMPLEX_SQUARE:
+                multiply_complex(a, x, in_vector(x), 0);
+                break;
+            case NPY_DEFERRED_TILE_CONJUGATE:
+                emit(a, XOR_BITS, x, x,
+                     at_constant(wide ? CONSTANT(second_double)
+                                      : CONSTANT(second_float)));
                 break;
             case NPY_DEFERRED_TILE_SQRT:
                 emit(a, sqrt_codes[a->type], x, 0, in_vector(x));
@@ -482,7 +524,8 @@ load_truth(assembly *a, int to, operand from)
 static void
 put_load(assembly *a, int operation, int bank, int arg)
 {
-    if (operation == NPY_DEFERRED_TILE_LOAD_SCALAR) {
+    if (operation == NPY_DEFERRED_TILE_LOAD_SCALAR ||
+        operation == NPY_DEFERRED_TILE_LOAD_COMPLEX_SCALAR) {
         int from = scalar(a, arg);
         for (int i = 0; i < a->vectors; i++) {
             move(a, register_of(bank, i), from);
@@ -640,6 +683,8 @@ npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instructi
     }
     switch (operation) {
         case NPY_DEFERRED_TILE_NEGATIVE:
+        case NPY_DEFERRED_TILE_COMPLEX_SQUARE:
+        case NPY_DEFERRED_TILE_CONJUGATE:
         case NPY_DEFERRED_TILE_ABSOLUTE:
         case NPY_DEFERRED_TILE_SQUARE:
         case NPY_DEFERRED_TILE_SQRT:
