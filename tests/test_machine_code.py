@@ -12,17 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy._core._multiarray_umath import (
-    __cpu_features__,
-    _deferred_set_code_worth,
-)
+from numpy._core._multiarray_umath import _deferred_set_code_worth
 
 from helpers.compare import assert_same, comparison
 from helpers.counting import counted
+from helpers.processor import HAS_AVX2
 from helpers.values import values
 
 pytestmark = pytest.mark.skipif(
-    not __cpu_features__.get("X86_V3") or sys.platform == "win32",
+    not HAS_AVX2 or sys.platform == "win32",
     reason="there is machine code for x86-64 with AVX2 only",
 )
 

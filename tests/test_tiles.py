@@ -14,10 +14,11 @@ import textwrap
 
 import numpy as np
 import pytest
-from numpy._core._multiarray_umath import __cpu_baseline__, __cpu_features__
+from numpy._core._multiarray_umath import __cpu_baseline__
 
 from helpers.compare import assert_same, comparison
 from helpers.layouts import contiguous, negative, operand, strided, swapped, unaligned
+from helpers.processor import HAS_AVX2
 from helpers.values import values
 
 pytestmark = pytest.mark.usefixtures("machine")
@@ -508,7 +509,7 @@ class TestLoops:
         assert count_loops(lambda: function(a, b)) == expected
 
     @pytest.mark.skipif(
-        not __cpu_features__.get("X86_V3"),
+        not HAS_AVX2,
         reason="NumPy's loops for complex products do not fuse here",
     )
     @pytest.mark.parametrize("char", "DF")

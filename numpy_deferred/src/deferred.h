@@ -563,7 +563,9 @@ typedef struct {
     int rows;           /* whether the iterator only tells where the rows are */
     int packed;         /* or what is copied: see pack.c */
     npy_bool packs[NPY_DEFERRED_MAX_OPERANDS];       /* which operands are */
+    npy_bool repeats[NPY_DEFERRED_MAX_OPERANDS];     /* the same row throughout */
     npy_intp panel;                                  /* elements that are together */
+    npy_intp row;                                    /* of a packed walk: elements */
     npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1]; /* operands, result */
     npy_deferred_runs runs;
     npy_intp nbytes; /* of all that is read and written */
@@ -785,6 +787,9 @@ npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
 /* What runs programs on this processor, or NULL. */
 NPY_NO_EXPORT npy_deferred_tile_machine *
 npy_deferred_tile_machine_for(npy_deferred_tile_type type);
+/* NPY_DEFERRED_TILES_*, or 0: there is none. */
+NPY_NO_EXPORT int
+npy_deferred_tile_machine_traits(void);
 /* What reduces on this processor as NumPy's loops do. */
 NPY_NO_EXPORT npy_deferred_tile_reducer
 npy_deferred_tile_reducer_for(const PyArray_Descr *descr,

@@ -407,13 +407,20 @@ use_panel(run_state *state, npy_intp start, npy_intp n)
     const npy_deferred_walk *walk = state->walk;
     npy_deferred_plan *plan = state->plan;
     char *packs = state->packs;
+    int repeats = n <= state->npacked && (start - state->packed_start) % walk->row == 0;
+    if (!repeats) {
+        state->packed_start = start;
+        state->npacked = n;
+    }
     for (int i = 0; i <= plan->out; i++) {
         npy_deferred_value *value = &plan->values[i];
         PyArrayObject *array =
                 i < plan->out ? walk->expression->operands[i] : walk->out;
         if (i < plan->out && walk->packs[i]) {
             value->data = npy_deferred_run_align(packs);
-            npy_deferred_pack(walk, i, start, n, value->data);
+            if (!repeats || !walk->repeats[i]) {
+                npy_deferred_pack(walk, i, start, n, value->data);
+            }
             packs += npy_deferred_run_pack_bytes(walk, i);
         }
         else {

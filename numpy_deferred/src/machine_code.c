@@ -233,7 +233,8 @@ npy_deferred_code_new(npy_deferred_tile_type type, int parts,
                   .strides = strides,
                   .streams = streams};
     size_t ncode = 0;
-    if (!is_allowed || !NPY_CPU_HAVE(X86_V3)) {
+    if (!is_allowed || !NPY_CPU_HAVE(X86_V3) ||
+        !(npy_deferred_tile_machine_traits() & NPY_DEFERRED_TILES_FIT_CODE)) {
         return NULL;
     }
     while (code[ncode].code != NPY_DEFERRED_TILE_END) {

@@ -5,7 +5,8 @@
  * what it does; where an operand lies across the others, as a transposed one, each
  * element of a row is in another cache line.  So what does not lie in memory as the
  * result does is copied, a panel of some rows at a time, into scratch memory: short
- * rows one after the other, crossing ones by squares.  Then all is one long row.
+ * rows one after the other, crossing ones by squares.  Then all is one long row.  An
+ * operand that has the same row throughout is packed for the first panel alone.
  *
  * Loops see other strides than in eager NumPy, which plan.c must bear with, and the
  * result must be one that nobody sees until it is complete.  The walk owns its
@@ -24,6 +25,7 @@
 
 #include "deferred.h"
 #include "nditer_impl.h"
+#include "npy_cpu_features.h"
 
 #include <string.h>
 
@@ -53,28 +55,33 @@ typedef struct {
 #    define PREFETCH(address) ((void)0)
 #endif
 
-/* What is copied at a time where rows have as much: a register. */
+/* What is copied at a time where rows have as much: a register, and the largest one. */
 #define CHUNK 16
+#define MAX_CHUNK 32
 
-/* Such chunks, the last of which may overlap the one before. */
+/* Chunks, the last of which may overlap the one before. */
 NPY_FINLINE void
-copy_chunks(char *to, const char *from, npy_intp nbytes)
+copy_chunks(char *to, const char *from, npy_intp nbytes, npy_intp chunk)
 {
-    for (npy_intp i = 0; i < nbytes - CHUNK; i += CHUNK) {
-        memcpy(to + i, from + i, CHUNK);
+    for (npy_intp i = 0; i < nbytes - chunk; i += chunk) {
+        memcpy(to + i, from + i, chunk);
     }
-    memcpy(to + nbytes - CHUNK, from + nbytes - CHUNK, CHUNK);
+    memcpy(to + nbytes - chunk, from + nbytes - chunk, chunk);
 }
 
-/* The compiler makes one of these for each size, and for some lengths. */
+/* The compiler makes one of these for each size and chunk, and for some lengths. */
 
 NPY_FINLINE void
-copy_contiguous(char *to, const char *from, const rows *r, npy_intp size)
+copy_contiguous(char *to, const char *from, const rows *r, npy_intp size,
+                npy_intp chunk)
 {
     const npy_intp nbytes = r->length * size;
     for (npy_intp row = 0; row < r->count; row++) {
-        if (nbytes >= CHUNK) {
-            copy_chunks(to, from, nbytes);
+        if (nbytes >= chunk) {
+            copy_chunks(to, from, nbytes, chunk);
+        }
+        else if (nbytes >= CHUNK) {
+            copy_chunks(to, from, nbytes, CHUNK);
         }
         else {
             for (npy_intp i = 0; i < nbytes; i += size) {
@@ -87,19 +94,20 @@ copy_contiguous(char *to, const char *from, const rows *r, npy_intp size)
 }
 
 NPY_FINLINE void
-repeat_in_chunks(char *to, const char *from, const rows *r, npy_intp size)
+repeat_in_chunks(char *to, const char *from, const rows *r, npy_intp size,
+                 npy_intp chunk)
 {
     const npy_intp nbytes = r->length * size;
     for (npy_intp row = 0; row < r->count; row++) {
-        char chunk[CHUNK];
-        for (npy_intp i = 0; i < CHUNK; i += size) {
-            memcpy(chunk + i, from, size);
+        char elements[MAX_CHUNK];
+        for (npy_intp i = 0; i < chunk; i += size) {
+            memcpy(elements + i, from, size);
         }
-        for (npy_intp i = 0; i < nbytes - CHUNK; i += CHUNK) {
-            memcpy(to + i, chunk, CHUNK);
+        for (npy_intp i = 0; i < nbytes - chunk; i += chunk) {
+            memcpy(to + i, elements, chunk);
         }
         to += nbytes;
-        memcpy(to - CHUNK, chunk, CHUNK);
+        memcpy(to - chunk, elements, chunk);
         from += r->distance;
     }
 }
@@ -114,6 +122,91 @@ repeat_elements(char *to, const char *from, const rows *r, npy_intp size,
         }
         from += r->distance;
     }
+}
+
+/*
+ * Of rows of two or three elements as many at a time as fill a register, shuffled from
+ * there: to store each element takes longer.
+ */
+#if defined(__has_builtin)
+#    if __has_builtin(__builtin_shufflevector)
+#        define HAVE_SHUFFLES 1
+#    endif
+#endif
+#ifdef HAVE_SHUFFLES
+typedef npy_uint32 four __attribute__((vector_size(CHUNK)));
+typedef npy_uint64 two __attribute__((vector_size(CHUNK)));
+#    define SHUFFLE __builtin_shufflevector
+
+NPY_FINLINE void
+repeat_four(char *to, const char *from, npy_intp distance, npy_intp length)
+{
+    npy_uint32 x[4];
+    for (int i = 0; i < 4; i++) {
+        memcpy(&x[i], from + i * distance, sizeof(x[i]));
+    }
+    const four v = {x[0], x[1], x[2], x[3]};
+    four parts[3] = {SHUFFLE(v, v, 0, 0, 0, 1), SHUFFLE(v, v, 1, 1, 2, 2),
+                     SHUFFLE(v, v, 2, 3, 3, 3)};
+    if (length == 2) {
+        parts[0] = SHUFFLE(v, v, 0, 0, 1, 1);
+        parts[1] = SHUFFLE(v, v, 2, 2, 3, 3);
+    }
+    for (npy_intp i = 0; i < length; i++) {
+        memcpy(to + i * CHUNK, &parts[i], CHUNK);
+    }
+}
+
+NPY_FINLINE void
+repeat_two(char *to, const char *from, npy_intp distance, npy_intp length)
+{
+    npy_uint64 x[2];
+    for (int i = 0; i < 2; i++) {
+        memcpy(&x[i], from + i * distance, sizeof(x[i]));
+    }
+    const two v = {x[0], x[1]};
+    two parts[3] = {SHUFFLE(v, v, 0, 0), SHUFFLE(v, v, 0, 1), SHUFFLE(v, v, 1, 1)};
+    if (length == 2) {
+        parts[1] = parts[2];
+    }
+    for (npy_intp i = 0; i < length; i++) {
+        memcpy(to + i * CHUNK, &parts[i], CHUNK);
+    }
+}
+#endif
+
+/* How many rows are done, of `length` elements, two or three. */
+NPY_FINLINE npy_intp
+repeat_by_shuffles(char *to, const char *from, const rows *r, npy_intp size,
+                   npy_intp length)
+{
+    npy_intp row = 0;
+#ifdef HAVE_SHUFFLES
+    const npy_intp together = size == 4 ? 4 : 2;
+    if (size != 4 && size != 8) {
+        return 0;
+    }
+    for (; row + together <= r->count; row += together) {
+        if (size == 4) {
+            repeat_four(to, from, r->distance, length);
+        }
+        else {
+            repeat_two(to, from, r->distance, length);
+        }
+        to += together * length * size;
+        from += together * r->distance;
+    }
+#endif
+    return row;
+}
+
+NPY_FINLINE void
+repeat_few(char *to, const char *from, const rows *r, npy_intp size, npy_intp length)
+{
+    npy_intp done = repeat_by_shuffles(to, from, r, size, length);
+    const rows rest = {r->length, r->stride, r->count - done, r->distance};
+    repeat_elements(to + done * length * size, from + done * r->distance, &rest, size,
+                    length);
 }
 
 NPY_FINLINE void
@@ -133,16 +226,7 @@ copy_row_by_row(char *to, const char *from, const rows *r, npy_intp size,
  * Squares of as many rows and columns as a register has elements: a column is read at
  * a time, a row is written.
  */
-#if defined(__has_builtin)
-#    if __has_builtin(__builtin_shufflevector)
-#        define HAVE_SQUARES 1
-#    endif
-#endif
-#ifdef HAVE_SQUARES
-typedef npy_uint32 four __attribute__((vector_size(CHUNK)));
-typedef npy_uint64 two __attribute__((vector_size(CHUNK)));
-#    define SHUFFLE __builtin_shufflevector
-
+#ifdef HAVE_SHUFFLES
 NPY_FINLINE void
 turn_2_by_2(char *to, npy_intp pitch, const char *from, npy_intp stride)
 {
@@ -178,7 +262,7 @@ copy_squares(char *to, const char *from, const rows *r, npy_intp size,
              npy_intp together)
 {
     npy_intp i = 0;
-#ifdef HAVE_SQUARES
+#ifdef HAVE_SHUFFLES
     const npy_intp side = CHUNK / size, pitch = r->length * size;
     if (r->distance != size || (size != 4 && size != 8)) {
         return 0;
@@ -230,56 +314,86 @@ is_crossing(npy_intp stride, npy_intp distance)
 }
 
 NPY_FINLINE void
-copy_rows(char *to, const char *from, const rows *r, npy_intp size)
+copy_rows(char *to, const char *from, const rows *r, npy_intp size, npy_intp chunk)
 {
     if (is_crossing(r->stride, r->distance) && r->count >= MIN_CROSSING) {
         copy_crossing(to, from, r, size);
     }
     else if (r->stride == size) {
-        copy_contiguous(to, from, r, size);
+        copy_contiguous(to, from, r, size, chunk);
     }
     else if (r->stride != 0) {
         copy_row_by_row(to, from, r, size, r->stride);
     }
     else if (r->length == 2) {
-        repeat_elements(to, from, r, size, 2);
+        repeat_few(to, from, r, size, 2);
     }
     else if (r->length == 3) {
-        repeat_elements(to, from, r, size, 3);
+        repeat_few(to, from, r, size, 3);
     }
     else if (r->length == 4) {
         repeat_elements(to, from, r, size, 4);
     }
+    else if (CHUNK % size == 0 && r->length * size >= chunk) {
+        repeat_in_chunks(to, from, r, size, chunk);
+    }
     else if (CHUNK % size == 0 && r->length * size >= CHUNK) {
-        repeat_in_chunks(to, from, r, size);
+        repeat_in_chunks(to, from, r, size, CHUNK);
     }
     else {
         repeat_elements(to, from, r, size, r->length);
     }
 }
 
-static void
-copy_rows_of(npy_intp size, char *to, const char *from, const rows *r)
+NPY_FINLINE void
+copy_rows_of_size(npy_intp size, char *to, const char *from, const rows *r,
+                  npy_intp chunk)
 {
     switch (size) {
         case 1:
-            copy_rows(to, from, r, 1);
+            copy_rows(to, from, r, 1, chunk);
             break;
         case 2:
-            copy_rows(to, from, r, 2);
+            copy_rows(to, from, r, 2, chunk);
             break;
         case 4:
-            copy_rows(to, from, r, 4);
+            copy_rows(to, from, r, 4, chunk);
             break;
         case 8:
-            copy_rows(to, from, r, 8);
+            copy_rows(to, from, r, 8, chunk);
             break;
         case 16:
-            copy_rows(to, from, r, 16);
+            copy_rows(to, from, r, 16, chunk);
             break;
         default:
-            copy_rows(to, from, r, size);
+            copy_rows(to, from, r, size, chunk);
     }
+}
+
+static void
+copy_rows_by_16(npy_intp size, char *to, const char *from, const rows *r)
+{
+    copy_rows_of_size(size, to, from, r, CHUNK);
+}
+
+#if defined(__GNUC__) && defined(__x86_64__)
+__attribute__((target("avx2"))) static void
+copy_rows_by_32(npy_intp size, char *to, const char *from, const rows *r)
+{
+    copy_rows_of_size(size, to, from, r, MAX_CHUNK);
+}
+#endif
+
+static void
+copy_rows_of(npy_intp size, char *to, const char *from, const rows *r)
+{
+#if defined(__GNUC__) && defined(__x86_64__)
+    if (NPY_CPU_HAVE(X86_V3)) {
+        copy_rows_by_32(size, to, from, r);
+        return;
+    }
+#endif
+    copy_rows_by_16(size, to, from, r);
 }
 
 NPY_NO_EXPORT void
@@ -355,6 +469,23 @@ is_in_order(NpyIter *iter, int operand, npy_intp unit)
     return 1;
 }
 
+/* Whether all rows of an operand are the same one. */
+static int
+has_one_row(NpyIter *iter, int operand)
+{
+    npy_uint32 itflags = NIT_ITFLAGS(iter);
+    int ndim = NIT_NDIM(iter), nop = NIT_NOP(iter);
+    npy_intp sizeof_axisdata = NIT_AXISDATA_SIZEOF(itflags, ndim, nop);
+    NpyIter_AxisData *axis = NIT_AXISDATA(iter);
+    for (int i = 1; i < ndim; i++) {
+        NIT_ADVANCE_AXISDATA(axis, 1);
+        if (NAD_SHAPE(axis) != 1 && NAD_STRIDES(axis)[operand] != 0) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 /* How many rows a panel has of what crosses; 0: nothing does, or too much. */
 static npy_intp
 crossing_rows(const npy_deferred_walk *walk, npy_intp nbytes)
@@ -395,6 +526,7 @@ npy_deferred_walk_pack(npy_deferred_walk *walk, int rows_are_short)
         npy_intp size = PyArray_ITEMSIZE(walk->expression->operands[i]);
         int is_constant = is_in_order(iter, i, 0);
         walk->packs[i] = !is_constant && !is_in_order(iter, i, size);
+        walk->repeats[i] = walk->packs[i] && has_one_row(iter, i);
         walk->strides[i] = is_constant ? 0 : size;
         nbytes += walk->packs[i] ? size : 0;
     }
@@ -410,6 +542,7 @@ npy_deferred_walk_pack(npy_deferred_walk *walk, int rows_are_short)
             count = PyArray_MAX(count - count % crossing, crossing);
         }
     }
+    walk->row = length;
     walk->panel = PyArray_MIN(count * length, PyArray_SIZE(walk->out));
     walk->runs.length = walk->panel;
     walk->runs.total = PyArray_SIZE(walk->out);

@@ -271,6 +271,7 @@ allocate_scratch(run_state *state)
         }
         state->saved = saved > 0 ? state->scratch + slots : NULL;
         state->packs = state->scratch + slots + saved;
+        state->npacked = 0;
     }
     npy_deferred_run_use_scratch(state, by_units);
     return 0;

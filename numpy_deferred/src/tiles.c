@@ -45,15 +45,14 @@ NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_f32)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_i64)
 NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_machine npy_deferred_run_tiles_i32)
-NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_trait npy_deferred_tiles_fuse)
+NPY_CPU_DISPATCH_DECLARE(npy_deferred_tile_traits npy_deferred_traits_of_tiles)
 
-/* Whether the machine multiplies complex numbers as NumPy's loops do. */
-static int
-machine_fuses(void)
+NPY_NO_EXPORT int
+npy_deferred_tile_machine_traits(void)
 {
-    int fuses = 0;
-    NPY_CPU_DISPATCH_CALL(fuses = npy_deferred_tiles_fuse, ());
-    return fuses;
+    int traits = 0;
+    NPY_CPU_DISPATCH_CALL(traits = npy_deferred_traits_of_tiles, ());
+    return traits;
 }
 
 NPY_NO_EXPORT npy_deferred_tile_machine *
@@ -154,8 +153,8 @@ npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
 
 #else
 
-static int
-machine_fuses(void)
+NPY_NO_EXPORT int
+npy_deferred_tile_machine_traits(void)
 {
     return 0;
 }
@@ -253,7 +252,10 @@ complex_operation_of(const PyUFuncObject *ufunc)
             {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE},
             {n_ops.conjugate, NPY_DEFERRED_TILE_CONJUGATE},
     };
-    for (size_t i = 0; i < sizeof(known) / sizeof(*known) && machine_fuses(); i++) {
+    if (!(npy_deferred_tile_machine_traits() & NPY_DEFERRED_TILES_FUSE)) {
+        return -1;
+    }
+    for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
         if (known[i].ufunc == (PyObject *)ufunc) {
             return known[i].operation;
         }

@@ -80,7 +80,7 @@ typedef enum {
     NPY_DEFERRED_TILE_REVERSED_LARGER = 18 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_SMALLER = 19 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_REVERSED_SMALLER = 20 * NPY_DEFERRED_TILE_FORMS,
-    /* of complex numbers, neither FROM_SCALAR; where npy_deferred_tiles_fuse */
+    /* of complex numbers, neither FROM_SCALAR; where tiles FUSE */
     NPY_DEFERRED_TILE_COMPLEX_MULTIPLY = 21 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY = 22 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_NEGATIVE = 23 * NPY_DEFERRED_TILE_FORMS,
@@ -144,8 +144,9 @@ typedef struct {
 
 /*
  * A program as machine code (machine_code.c): run it on elements from `start` to `end`,
- * whole tiles of 128 bytes, or eight elements, one at least.  Returns as a machine.
+ * whole tiles of CODE_BYTES, or eight elements, one at least.  Returns as a machine.
  */
+#define NPY_DEFERRED_TILE_CODE_BYTES 128
 typedef int(npy_deferred_tile_code)(char *const data[], npy_intp start, npy_intp end);
 
 /* How that stores what is to be streamed. */
@@ -188,8 +189,12 @@ npy_deferred_end_streams(void)
 typedef int(npy_deferred_tile_machine)(const npy_deferred_tile_program *program,
                                        char *const data[], npy_intp n);
 
-/* Whether the machine multiplies complex numbers. */
-typedef int(npy_deferred_tile_trait)(void);
+/* What the machine that the processor has can do; some of these. */
+typedef int(npy_deferred_tile_traits)(void);
+enum {
+    NPY_DEFERRED_TILES_FUSE = 1,     /* it multiplies complex numbers */
+    NPY_DEFERRED_TILES_FIT_CODE = 2, /* tiles are made of those of machine code */
+};
 
 /* The sum of `n` elements side by side, one at least, in the order NumPy's loops have.
  */

@@ -27,6 +27,9 @@
 
 #    define VECTOR_BYTES 32
 #    define VECTORS 4 /* of a bank */
+#    if VECTORS * VECTOR_BYTES != NPY_DEFERRED_TILE_CODE_BYTES
+#        error "what runs machine code counts on whole tiles of it"
+#    endif
 /* Of tiles of eight: two of the first bank that are not used for anything else. */
 #    define EIGHTHS 2
 
