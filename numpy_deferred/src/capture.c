@@ -41,6 +41,7 @@ typedef struct {
     /* What eager NumPy writes to, which gives the result its type and layout. */
     PyArrayObject *elided;
     npy_deferred_at_once *at_once; /* why it is not captured, for profiles */
+    npy_uint32 *line;   /* where it is written, once that has been asked for; else 0 */
     PyObject *errstate; /* borrowed; NULL, to be looked up, when code may have run */
 } ufunc_call;
 
@@ -251,18 +252,31 @@ is_too_small(const ufunc_call *call, npy_intp size)
            nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes;
 }
 
-/*
- * Whether a new result is seen to be too small before its layout is known, as that and
- * what else is asked of a call cost more than this.
- */
+/* Whether smaller results of this line are read as they are, which gains nothing. */
 static int
-is_soon_too_small(const ufunc_call *call)
+is_read_alone(const ufunc_call *call, npy_intp size)
+{
+    if (npy_deferred_min_bytes_chosen || call->ufunc->nout != 1 ||
+        size > NPY_DEFERRED_HABIT_BYTES / call->descrs[call->ufunc->nin]->elsize) {
+        return 0;
+    }
+    *call->line = npy_deferred_line_here();
+    return npy_deferred_line_is_read_alone(*call->line);
+}
+
+/*
+ * Of a new result, whose inputs have values, how many elements it has: -1 where that is
+ * not seen before its layout is known.  That and what else is asked of a call cost
+ * more.
+ */
+static npy_intp
+soon_known_size(const ufunc_call *call)
 {
     const PyUFuncObject *ufunc = call->ufunc;
     PyArrayObject *first = NULL;
     for (int i = ufunc->nin; i < ufunc->nargs; i++) {
         if (call->op[i] != NULL) {
-            return 0;
+            return -1;
         }
     }
     for (int i = 0; i < ufunc->nin; i++) {
@@ -274,10 +288,10 @@ is_soon_too_small(const ufunc_call *call)
             first = array;
         }
         else if (!PyArray_SAMESHAPE(first, array)) {
-            return 0; /* broadcast, to more than either has */
+            return -1; /* broadcast, to more than either has */
         }
     }
-    return ufunc->nout > 0 && is_too_small(call, PyArray_SIZE(first));
+    return ufunc->nout > 0 ? PyArray_SIZE(first) : -1;
 }
 
 /* The guard for the result when it may be deferred, else NULL. */
@@ -353,6 +367,7 @@ new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
     if (*node == NULL) {
         return -1;
     }
+    (*node)->line = *call->line;
     int result = npy_deferred_limit_expression(*node);
     if (result == 0) {
         result = npy_deferred_limit_memory(*node, nbytes);
@@ -700,9 +715,12 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
     if (!enabled && !any_deferred) {
         return has_out ? leave_out(call, wheremask) : 0;
     }
-    if (!any_deferred && is_soon_too_small(call)) {
-        because(call, NPY_DEFERRED_AT_ONCE_SMALL);
-        return 0;
+    npy_intp size = any_deferred ? -1 : soon_known_size(call);
+    if (size >= 0 && is_too_small(call, size)) {
+        return because(call, NPY_DEFERRED_AT_ONCE_SMALL);
+    }
+    if (size >= 0 && is_read_alone(call, size)) {
+        return because(call, NPY_DEFERRED_AT_ONCE_ALONE);
     }
     if (npy_deferred_wait()) {
         return AGAIN;
@@ -731,6 +749,9 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         because(call, NPY_DEFERRED_AT_ONCE_OUT);
         int result = fuse_into_out(call, &layout, casting);
         return result != 0 ? result : decline(call);
+    }
+    if (size < 0 && !any_deferred && is_read_alone(call, layout.size)) {
+        return because(call, NPY_DEFERRED_AT_ONCE_ALONE);
     }
     because(call, NPY_DEFERRED_AT_ONCE_OFF);
     void *guard = enabled ? result_guard(call, &layout) : NULL;
@@ -781,9 +802,16 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
         return 0;
     }
     npy_deferred_at_once at_once = NPY_DEFERRED_AT_ONCE_NOT;
-    ufunc_call call = {ufunc, method,   descrs,
-                       op,    order,    *errmask,
-                       NULL,  &at_once, npy_deferred_errstate_read};
+    npy_uint32 line = 0;
+    ufunc_call call = {.ufunc = ufunc,
+                       .method = method,
+                       .descrs = descrs,
+                       .op = op,
+                       .order = order,
+                       .errmask = *errmask,
+                       .at_once = &at_once,
+                       .line = &line,
+                       .errstate = npy_deferred_errstate_read};
     find_elided(&call);
     int result = AGAIN;
     while (result == AGAIN) {

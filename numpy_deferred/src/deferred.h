@@ -116,6 +116,7 @@ struct npy_deferred_node {
     PyObject *errstate;         /* owned, NULL when errmask is 0 */
     unsigned long thread;       /* only set when errmask is not 0 */
     npy_deferred_origin origin; /* only set when errmask is not 0, or reports are on */
+    npy_uint32 line; /* of smaller results, for habits.c; 0: it is not watched */
     PyObject *scope; /* owned: the innermost then; NULL before it is pending */
     NPY_ORDER order; /* the call's order= */
     int rewrites;    /* bits of the inputs that eager NumPy writes the result over */
@@ -994,6 +995,27 @@ npy_deferred_mask_may_raise(int errmask, PyObject *filters);
 /* The NPY_FPE_* that an error mask does not ignore. */
 NPY_NO_EXPORT int
 npy_deferred_wanted_status(int errmask);
+
+/* ---- habits.c: what became of the results that a line of Python wrote ---- */
+
+/* Results of fewer bytes are watched. */
+#    define NPY_DEFERRED_HABIT_BYTES (256 << 10)
+/* A number for the line that is being run; 0: there is none. */
+NPY_NO_EXPORT npy_uint32
+npy_deferred_line_here(void);
+/* Whether its results have been calculated by themselves, each in a row; now and then
+ * it says no, so that one is deferred again. */
+NPY_NO_EXPORT int
+npy_deferred_line_is_read_alone(npy_uint32 line);
+/* Another result of the line, which is not 0, was calculated by itself, or not. */
+NPY_NO_EXPORT void
+npy_deferred_line_note(npy_uint32 line, int alone);
+/* Functions were computed again for an array, as a reduction did not store it. */
+NPY_NO_EXPORT void
+npy_deferred_note_repeated(const npy_deferred_node *node);
+/* Whether that was so of its line not long ago. */
+NPY_NO_EXPORT int
+npy_deferred_is_to_be_stored(const npy_deferred_node *node);
 
 /* ---- origin.c: where operations were written ---- */
 

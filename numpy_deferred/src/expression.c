@@ -511,6 +511,33 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
     return 0;
 }
 
+/* Results of their lines were calculated: by themselves, or with others. */
+static void
+note_lines(const npy_deferred_expression *expression, int alone)
+{
+    for (int i = 0; i < expression->nnodes; i++) {
+        if (expression->nodes[i]->line != 0) {
+            npy_deferred_line_note(expression->nodes[i]->line, alone);
+        }
+    }
+}
+
+/* If all or some of it has been computed before, and is more than arithmetic. */
+static void
+note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan *plan)
+{
+    int i = expression->nnodes - 1;
+    while (i >= 0 && expression->nodes[i]->nevaluated == 0) {
+        i--;
+    }
+    for (int j = 0; j < plan->nunits && i >= 0; j++) {
+        if (plan->units[j].type == NPY_DEFERRED_TILE_NONE) {
+            npy_deferred_note_repeated(expression->nodes[i]);
+            break;
+        }
+    }
+}
+
 /* Returns 0; 1 when the expression cannot run in one walk; or as execute does. */
 static int
 evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
@@ -524,6 +551,9 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
         return result;
     }
     npy_deferred_profile_plan(plan, &walk);
+    note_lines(expression, expression->nnodes == 1 && consumer == NULL &&
+                                   target == NPY_DEFERRED_FRESH);
+    note_repeated(expression, plan);
     result = run_plan(plan, &walk, consumer, errors);
     npy_deferred_plan_release(plan);
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {
@@ -712,6 +742,7 @@ try_to_evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *ou
         return result;
     }
     if (result > 0 && expression.nnodes == 1) {
+        note_lines(&expression, target == NPY_DEFERRED_FRESH);
         return evaluate_alone(root, array, out, target, errors);
     }
     *all = 1;

@@ -44,6 +44,7 @@
         X(TYPES, "its types or casts")                                         \
         X(EMPTY, "the result is empty")                                        \
         X(SMALL, "the result is small (NUMPY_DEFERRED_MIN_BYTES)")             \
+        X(ALONE, "smaller results of this line are read as they are")          \
         X(PROTECTED,                                                           \
           "a library that writes without asking is there (set_protect_limit)") \
         X(FOREIGN, "the memory of an input is not NumPy's")                    \

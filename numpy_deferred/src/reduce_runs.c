@@ -511,24 +511,51 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     return result;
 }
 
-/* Whether runs of this length are added up, each into a result, as soon as there are
- * values: what else is asked of a run takes longer than a short one. */
+/*
+ * Short runs, each into a result of its own, one after the other: as soon as there are
+ * values of many of them, these are reduced, as what else is asked of a run takes
+ * longer.
+ */
+
+static int
+are_short(const worker *w, npy_intp n)
+{
+    const reduction *r = w->r;
+    return r->naxes > 1 && r->strides[0] == 0 && r->strides[1] != 0 &&
+           r->steps[1] == n && n <= w->pieces.part &&
+           (!r->is_cast || n <= r->buffersize);
+}
+
 static int
 are_short_sums(const worker *w, npy_intp n, int first)
 {
-    const reduction *r = w->r;
-    return r->strides[0] == 0 && r->cut == PAIRWISE && r->reducer.add_up_each != NULL &&
-           !r->is_cast && !first && r->naxes > 1 && r->steps[1] == n &&
-           n <= w->pieces.part && !is_summed_by_leaves(w, n);
+    return !first && w->r->cut == PAIRWISE && w->r->reducer.add_up_each != NULL &&
+           are_short(w, n) && !is_summed_by_leaves(w, n);
+}
+
+/* Of numbers that are neither NaNs nor zeros of two signs. */
+static int
+are_short_loops(const worker *w, npy_intp n)
+{
+    int type_num = w->r->context->descriptors[0]->type_num;
+    return (PyTypeNum_ISINTEGER(type_num) || PyTypeNum_ISBOOL(type_num)) &&
+           w->r->cut == ANYWHERE && n < LEAST_FOLDED && are_short(w, n);
 }
 
 /* Runs that are added up at a time. */
 #define RUNS_AT_A_TIME 64
 
-/*
- * The first of such runs, as many of `*nruns` as there are values of then, which
- * becomes their number.
- */
+/* The values of the first of them, `*nruns` at most, which becomes their number. */
+static int
+provide_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char **data)
+{
+    int result = npy_deferred_provide(&w->pieces, position, n, data);
+    npy_intp end = w->pieces.start + w->pieces.count;
+    *nruns = PyArray_MIN(*nruns, (end - position) / n);
+    return result;
+}
+
+/* The first `*nruns` at most, which becomes how many it were. */
 static int
 sum_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *into)
 {
@@ -539,12 +566,11 @@ sum_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *
     npy_intp stride = w->r->strides[1];
     int is_double = npy_deferred_element_size(w) == sizeof(npy_double), nans = 0;
     char *data;
-    int result = npy_deferred_provide(&w->pieces, position, n, &data);
+    *nruns = PyArray_MIN(*nruns, RUNS_AT_A_TIME);
+    int result = provide_runs(w, position, n, nruns, &data);
     if (result != 0) {
         return result;
     }
-    npy_intp end = w->pieces.start + w->pieces.count;
-    *nruns = PyArray_MIN(PyArray_MIN(*nruns, (end - position) / n), RUNS_AT_A_TIME);
     w->r->reducer.add_up_each(data, n, *nruns, (char *)&sums);
     for (npy_intp i = 0; i < *nruns; i++) {
         if (is_double) {
@@ -557,6 +583,27 @@ sum_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *
         }
     }
     return nans;
+}
+
+/* As that, by NumPy's loop. */
+static int
+loop_over_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns,
+                     char *into, int first)
+{
+    npy_intp size = npy_deferred_element_size(w);
+    char *data;
+    int result = provide_runs(w, position, n, nruns, &data);
+    for (npy_intp i = 0; i < *nruns && result == 0; i++) {
+        if (first) {
+            memcpy(into, data, size);
+        }
+        if (n > first) {
+            result = run_loop(w, into, 0, data + first * size, n - first);
+        }
+        into += w->r->strides[1];
+        data += n * size;
+    }
+    return result;
 }
 
 /*
@@ -587,6 +634,10 @@ npy_deferred_reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
         if (are_short_sums(w, shape[0], first)) {
             nruns = shape[1] - index[1];
             result = sum_short_runs(w, position, shape[0], &nruns, into);
+        }
+        else if (are_short_loops(w, shape[0])) {
+            nruns = shape[1] - index[1];
+            result = loop_over_short_runs(w, position, shape[0], &nruns, into, first);
         }
         else {
             result = r->strides[0] == 0

@@ -16,7 +16,7 @@ def path_with_helpers():
 def run_python(code, timeout=120, **environment):
     """
     The finished process; it inherits no NUMPY_DEFERRED variable, but defers the
-    smallest arrays, as the tests do.
+    smallest arrays, as the tests do.  A variable that is None is not set.
     """
     env = {
         name: value
@@ -25,6 +25,7 @@ def run_python(code, timeout=120, **environment):
     }
     env["NUMPY_DEFERRED_MIN_BYTES"] = "0"
     env.update(environment)
+    env = {name: value for name, value in env.items() if value is not None}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env=env,

@@ -1,0 +1,135 @@
+"""
+Lines whose smaller results are read as they are run at once; what a reduction has
+computed, and is computed again, is stored.
+
+Each test is a program: the tests themselves say what is deferred, and habits are not
+kept then.
+"""
+
+import pytest
+
+from helpers.process import output_of
+
+START = """
+    import numpy as np
+    np.setdeferred(True)
+    a, b, c = (np.linspace(i, i + 1, 10_000) for i in (1, 3, 5))
+    """
+
+
+def deferred_in_turn(body):
+    """Whether `x` of `body`, which is run 200 times, is deferred: 1 or 0 for each."""
+    code = f"""{START}
+    marks = ""
+    for i in range(200):
+        {body}
+    print(marks)
+    """
+    return output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+
+
+def test_read_alone():
+    marks = deferred_in_turn("x = a + b; marks += '01'[x.flags.deferred]; x[0]")
+    assert marks.startswith("1" * 8 + "0")
+    assert 2 <= marks[8:].count("1") <= 4, "one now and then"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "x = a + b; marks += '01'[x.flags.deferred]; (x * 2)[0]",
+        "x = a + b; marks += '01'[x.flags.deferred]; x.sum()",
+        "x = a + b; marks += '01'[x.flags.deferred]; c[:] = x",
+        "x = a + b; marks += '01'[x.flags.deferred]",
+        "x = a * b + a; marks += '01'[x.flags.deferred]; x[0]",
+        "x = np.tile(a, 4) + 1; marks += '01'[x.flags.deferred]; x[0]",
+    ],
+    ids=["used", "reduced", "assigned", "dropped", "expression", "large"],
+)
+def test_other_uses(body):
+    assert deferred_in_turn(body) == "1" * 200
+
+
+def test_user_who_says_what_is_deferred():
+    code = f"""{START}
+    for i in range(30):
+        x = a + b
+        assert x.flags.deferred
+        x[0]
+    """
+    output_of(code, NUMPY_DEFERRED_MIN_BYTES="0")
+
+
+def test_other_use_of_the_same_line():
+    """Once the one in so many is not read alone, all are deferred again."""
+    code = f"""{START}
+    def add():
+        return a + b
+
+    for i in range(20):
+        add()[0]
+    assert not add().flags.deferred
+    for i in range(70):
+        (add() * 2)[0]
+    assert add().flags.deferred
+    """
+    output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+
+
+def test_broadcasting():
+    marks = deferred_in_turn(
+        "x = a.reshape(100, 100) + b[:100]; marks += '01'[x.flags.deferred]; x[0]"
+    )
+    assert marks.startswith("1" * 8 + "0")
+
+
+def test_bits_are_the_same():
+    code = f"""{START}
+    def work():
+        e = np.exp(a - a.max())
+        s = e / e.sum()
+        return s.tobytes(), (a + b)[0], np.sqrt(a).tobytes()
+
+    with np.deferredstate(False):
+        expected = work()
+    for i in range(100):
+        assert work() == expected
+    """
+    output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+
+
+def test_reduced_and_read_again():
+    """A function is computed twice the first time, and one time in so many."""
+    code = f"""{START}
+    reduced = []
+    for i in range(40):
+        e = np.exp(a - b)
+        before = np.deferred.stats()["reduced"]
+        e.sum()
+        reduced.append(np.deferred.stats()["reduced"] - before)
+        assert e.flags.deferred == reduced[-1]
+        (e / 2)[0]
+    print(reduced.count(1), reduced[:3])
+    """
+    assert output_of(code, NUMPY_DEFERRED_MIN_BYTES=None) == "3 [1, 0, 0]"
+
+
+def test_arithmetic_that_is_reduced_and_read_again():
+    code = f"""{START}
+    for i in range(40):
+        x = a * b
+        x.sum()
+        assert x.flags.deferred
+        (x + 1)[0]
+    """
+    output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+
+
+def test_lines_without_python():
+    """A ufunc that C code calls has the line of its caller."""
+    code = f"""{START}
+    for i in range(30):
+        for x in map(np.add, [a], [b]):
+            x[0]
+    """
+    output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
