@@ -252,7 +252,10 @@ is_too_small(const ufunc_call *call, npy_intp size)
            nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes;
 }
 
-/* Whether smaller results of this line are read as they are, which gains nothing. */
+/*
+ * Whether smaller results of this line are read as they are, which gains nothing where
+ * all inputs have their shape; eager NumPy buffers others, and takes longer.
+ */
 static int
 is_read_alone(const ufunc_call *call, npy_intp size)
 {
@@ -749,9 +752,6 @@ decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
         because(call, NPY_DEFERRED_AT_ONCE_OUT);
         int result = fuse_into_out(call, &layout, casting);
         return result != 0 ? result : decline(call);
-    }
-    if (size < 0 && !any_deferred && is_read_alone(call, layout.size)) {
-        return because(call, NPY_DEFERRED_AT_ONCE_ALONE);
     }
     because(call, NPY_DEFERRED_AT_ONCE_OFF);
     void *guard = enabled ? result_guard(call, &layout) : NULL;

@@ -5,7 +5,8 @@
  * to defer it gains nothing and takes a microsecond or two, which smaller results feel.
  * So lines are watched: after some results in a row that were calculated alone, the
  * next ones are computed at once, but for one now and then, which tells whether the
- * line is used in the same way still.
+ * line is used in the same way still.  Operations that broadcast are not watched, as
+ * they gain by themselves.
  *
  * A reduction reads a deferred array without storing it.  Where it is read again, all
  * is computed again, which is no matter for arithmetic, but for functions: of lines
