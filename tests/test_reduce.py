@@ -158,7 +158,9 @@ CASTS = [
 
 
 @pytest.mark.parametrize("char", "fd")
-@pytest.mark.parametrize("length", [3, 7, 8, 9, 64, 65, 100, 127, 128, 129, 200])
+@pytest.mark.parametrize(
+    "length", [3, 7, 8, 9, 64, 65, 100, 127, 128, 129, 200, 316, 513]
+)
 def test_sums_of_short_rows(char, length, num_threads):
     """Some of which are added up at the same time; a NaN is of one row alone."""
     with comparison() as compare:

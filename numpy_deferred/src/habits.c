@@ -16,7 +16,8 @@
  * lines that are gone is forgotten when others come to their place in the table, and a
  * mistake costs time alone.  Larger results are not watched, as they gain from several
  * threads and warm memory, nor are any where the user has said what is to be deferred
- * (NUMPY_DEFERRED_MIN_BYTES).  All of it is guarded by the GIL.
+ * (NUMPY_DEFERRED_MIN_BYTES; 0, all, stores nothing either).  All of it is guarded by
+ * the GIL.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -107,7 +108,7 @@ npy_deferred_line_note(npy_uint32 line, int alone)
 NPY_NO_EXPORT void
 npy_deferred_note_repeated(const npy_deferred_node *node)
 {
-    if (node->origin.code != NULL && !npy_deferred_min_bytes_chosen) {
+    if (node->origin.code != NULL && npy_deferred_min_bytes > 0) {
         npy_uint32 line = line_at(node->origin.code, node->origin.instruction);
         habits[find(line)].stored = STORED;
     }
@@ -116,7 +117,7 @@ npy_deferred_note_repeated(const npy_deferred_node *node)
 NPY_NO_EXPORT int
 npy_deferred_is_to_be_stored(const npy_deferred_node *node)
 {
-    if (node->origin.code == NULL || npy_deferred_min_bytes_chosen) {
+    if (node->origin.code == NULL || npy_deferred_min_bytes == 0) {
         return 0;
     }
     int i = find(line_at(node->origin.code, node->origin.instruction));

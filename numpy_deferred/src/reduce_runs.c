@@ -526,11 +526,21 @@ are_short(const worker *w, npy_intp n)
            (!r->is_cast || n <= r->buffersize);
 }
 
+/*
+ * Measured: so many elements are stored and added up, four runs at a time, in less time
+ * than a program takes to add up their leaves.
+ */
+#define MAX_SHORT_FLOATS 512
+#define MAX_SHORT_DOUBLES 128
+
 static int
 are_short_sums(const worker *w, npy_intp n, int first)
 {
+    npy_intp most = npy_deferred_element_size(w) == sizeof(npy_float)
+                            ? MAX_SHORT_FLOATS
+                            : MAX_SHORT_DOUBLES;
     return !first && w->r->cut == PAIRWISE && w->r->reducer.add_up_each != NULL &&
-           are_short(w, n) && !is_summed_by_leaves(w, n);
+           are_short(w, n) && (n <= most || !is_summed_by_leaves(w, n));
 }
 
 /* Of numbers that are neither NaNs nor zeros of two signs. */
