@@ -479,6 +479,10 @@ npy_deferred_twin_in(const npy_deferred_expression *expression,
 NPY_NO_EXPORT int
 npy_deferred_leaves_twin(const npy_deferred_expression *expression,
                          const npy_deferred_node *node);
+/* Whether a node from the `first` on has not as many elements as that. */
+NPY_NO_EXPORT int
+npy_deferred_has_other_size(const npy_deferred_expression *expression, int first,
+                            npy_intp size);
 /* Which of the operands it is: one of them. */
 NPY_NO_EXPORT int
 npy_deferred_operand_index(const npy_deferred_expression *expression,
@@ -505,6 +509,8 @@ npy_deferred_limit_expression(npy_deferred_node *node);
  */
 NPY_NO_EXPORT int
 npy_deferred_limit_memory(npy_deferred_node *node, npy_intp nbytes);
+
+/* ---- evaluate.c: how it gets its values ---- */
 
 /* What the array is that an expression is evaluated into. */
 typedef enum {

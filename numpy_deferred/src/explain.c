@@ -88,7 +88,7 @@ describe_operand(PyArrayObject *array)
             (Py_ssize_t)PyArray_NBYTES(array));
 }
 
-/* Whether some part is calculated before the rest: see expression.c. */
+/* Whether some part is calculated before the rest: see evaluate.c. */
 static int
 has_parts(const npy_deferred_expression *expression, PyArrayObject *array)
 {
