@@ -51,14 +51,22 @@ def test_other_uses(body):
     assert deferred_in_turn(body) == "1" * 200
 
 
-def test_user_who_says_what_is_deferred():
+@pytest.mark.parametrize(
+    ("min_bytes", "habits", "are_kept"),
+    [("0", None, False), ("100", "1", True), (None, "0", False), (None, "1", True)],
+)
+def test_environment(min_bytes, habits, are_kept):
     code = f"""{START}
     for i in range(30):
         x = a + b
-        assert x.flags.deferred
+        deferred = x.flags.deferred
         x[0]
+    print(deferred)
     """
-    output_of(code, NUMPY_DEFERRED_MIN_BYTES="0")
+    printed = output_of(
+        code, NUMPY_DEFERRED_MIN_BYTES=min_bytes, NUMPY_DEFERRED_HABITS=habits
+    )
+    assert printed == str(not are_kept)
 
 
 def test_other_use_of_the_same_line():

@@ -56,8 +56,9 @@ def setdeferred(state):
     -----
     Results of less than 32 KiB, or 64 KiB each of a ufunc with two outputs, are
     computed at once, as deferring them does not pay; the environment variable
-    ``NUMPY_DEFERRED_MIN_BYTES`` gives another limit. Unless it is set, results of less
-    than 256 KiB are, too, of a line of code whose results are read as they are.
+    ``NUMPY_DEFERRED_MIN_BYTES`` gives another limit. Unless that is set, or
+    ``NUMPY_DEFERRED_HABITS`` is 0, results of less than 256 KiB are, too, of a line of
+    code whose results are read as they are.
 
     Like the error state, the deferred state belongs to the context
     (:mod:`contextvars`): threads and asyncio tasks have their own.

@@ -259,7 +259,7 @@ is_too_small(const ufunc_call *call, npy_intp size)
 static int
 is_read_alone(const ufunc_call *call, npy_intp size)
 {
-    if (npy_deferred_min_bytes_chosen || call->ufunc->nout != 1 ||
+    if (!npy_deferred_habits_are_kept || call->ufunc->nout != 1 ||
         size > NPY_DEFERRED_HABIT_BYTES / call->descrs[call->ufunc->nin]->elsize) {
         return 0;
     }

@@ -1004,6 +1004,8 @@ npy_deferred_wanted_status(int errmask);
 
 /* ---- habits.c: what became of the results that a line of Python wrote ---- */
 
+/* Whether there are any.  Written by state.c. */
+extern NPY_NO_EXPORT int npy_deferred_habits_are_kept;
 /* Results of fewer bytes are watched. */
 #    define NPY_DEFERRED_HABIT_BYTES (256 << 10)
 /* A number for the line that is being run; 0: there is none. */

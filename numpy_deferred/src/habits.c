@@ -15,8 +15,9 @@
  * A line is a code object and a place in it, hashed, and not owned: what is known of
  * lines that are gone is forgotten when others come to their place in the table, and a
  * mistake costs time alone.  Larger results are not watched, as they gain from several
- * threads and warm memory, nor are any where the user has said what is to be deferred
- * (NUMPY_DEFERRED_MIN_BYTES; 0, all, stores nothing either).  All of it is guarded by
+ * threads and warm memory.  There are no habits where the user has said what is to be
+ * deferred (NUMPY_DEFERRED_MIN_BYTES), unless he asks for them
+ * (NUMPY_DEFERRED_HABITS).  All of it is guarded by
  * the GIL.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
@@ -38,6 +39,8 @@
 /* Results that are stored after one that was computed twice. */
 #define STORED 16
 #define NLINES 1024
+
+NPY_NO_EXPORT int npy_deferred_habits_are_kept = 1;
 
 static struct {
     npy_uint32 line;
@@ -108,7 +111,7 @@ npy_deferred_line_note(npy_uint32 line, int alone)
 NPY_NO_EXPORT void
 npy_deferred_note_repeated(const npy_deferred_node *node)
 {
-    if (node->origin.code != NULL && npy_deferred_min_bytes > 0) {
+    if (node->origin.code != NULL && npy_deferred_habits_are_kept) {
         npy_uint32 line = line_at(node->origin.code, node->origin.instruction);
         habits[find(line)].stored = STORED;
     }
@@ -117,7 +120,7 @@ npy_deferred_note_repeated(const npy_deferred_node *node)
 NPY_NO_EXPORT int
 npy_deferred_is_to_be_stored(const npy_deferred_node *node)
 {
-    if (node->origin.code == NULL || npy_deferred_min_bytes == 0) {
+    if (node->origin.code == NULL || !npy_deferred_habits_are_kept) {
         return 0;
     }
     int i = find(line_at(node->origin.code, node->origin.instruction));

@@ -143,6 +143,19 @@ read_machine_code(void)
     return 0;
 }
 
+/* Who says what is deferred need not be learned from. */
+static int
+read_habits(void)
+{
+    npy_intp are_kept = !is_set("NUMPY_DEFERRED_MIN_BYTES");
+    if (read_number("NUMPY_DEFERRED_HABITS", "0, for none, or more", 0, &are_kept) <
+        0) {
+        return -1;
+    }
+    npy_deferred_habits_are_kept = are_kept != 0;
+    return 0;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_state_init(PyObject *module)
 {
@@ -150,7 +163,8 @@ npy_deferred_state_init(PyObject *module)
         read_bytes("NUMPY_DEFERRED_MEMORY_BYTES", &npy_deferred_memory_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_CACHE_BYTES", &npy_deferred_cache_limit) < 0 ||
         read_bytes("NUMPY_DEFERRED_PROTECT_BYTES", &npy_deferred_protect_limit) < 0 ||
-        read_num_threads() < 0 || read_guard_mode() < 0 || read_machine_code() < 0) {
+        read_num_threads() < 0 || read_guard_mode() < 0 || read_machine_code() < 0 ||
+        read_habits() < 0) {
         return -1;
     }
     if (is_set("NUMPY_DEFERRED_PROTECT_BYTES")) {

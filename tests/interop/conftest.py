@@ -7,6 +7,9 @@ It keeps tests/conftest.py out, which sets NUMPY_DEFERRED_MIN_BYTES.
 import gc
 import os
 
+# What the tests hand over is to be deferred, however often a line has made it.
+os.environ["NUMPY_DEFERRED_HABITS"] = "0"
+
 import numpy as np
 import pytest
 
