@@ -241,7 +241,7 @@ lay_out_as(npy_deferred_layout *layout, PyArrayObject *array)
             PyArray_FLAGS(array) & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
 }
 
-/* Whether that many elements are too few to be deferred. */
+/* Whether that many elements are too few to be deferred, or too many to count. */
 static int
 is_too_small(const ufunc_call *call, npy_intp size)
 {
@@ -301,11 +301,11 @@ soon_known_size(const ufunc_call *call)
 static void *
 result_guard(const ufunc_call *call, const npy_deferred_layout *layout)
 {
-    npy_intp nbytes = layout->size * call->descrs[call->ufunc->nin]->elsize;
     if (is_too_small(call, layout->size)) {
         because(call, NPY_DEFERRED_AT_ONCE_SMALL);
         return NULL;
     }
+    npy_intp nbytes = layout->size * call->descrs[call->ufunc->nin]->elsize;
     if (npy_deferred_neighbours_came && npy_deferred_look_at_neighbours() < 0) {
         PyErr_Clear();
         because(call, NPY_DEFERRED_AT_ONCE_PROTECTED);

@@ -835,7 +835,7 @@ npy_deferred_is_aligned_for(const void *address, npy_deferred_tile_streams strea
     return (npy_uintp)address % unit == 0;
 }
 
-/* ---- execute.c, execute_threads.c, evaluator.c: run a plan ---- */
+/* ---- execute.c, run_state.c, execute_threads.c, evaluator.c: run a plan ---- */
 
 /*
  * Blocks are multiples of it, but the last, which is no shorter if it is not

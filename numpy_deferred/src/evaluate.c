@@ -239,10 +239,12 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
         return result;
     }
     npy_deferred_profile_plan(plan, &walk);
-    note_lines(expression, expression->nnodes == 1 && consumer == NULL &&
-                                   target == NPY_DEFERRED_FRESH);
     note_repeated(expression, plan);
     result = run_plan(plan, &walk, consumer, errors);
+    if (result == 0) {
+        note_lines(expression, expression->nnodes == 1 && consumer == NULL &&
+                                       target == NPY_DEFERRED_FRESH);
+    }
     npy_deferred_plan_release(plan);
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {
         result = -1;
@@ -465,6 +467,20 @@ evaluate(npy_deferred_node *root, PyArrayObject *array, PyArrayObject *out,
     return result;
 }
 
+/* The end of an evaluation, which has nothing to report unless it was done. */
+static int
+settle(int result, npy_deferred_errors *errors)
+{
+    if (result != 0) {
+        npy_deferred_errors_clear(errors);
+    }
+    /* NumPy's iterators fail without an exception when memory is short. */
+    if (result < 0 && !PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    return result;
+}
+
 NPY_NO_EXPORT int
 npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
                       npy_deferred_target target, npy_deferred_errors *errors)
@@ -473,14 +489,7 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
     Py_XINCREF(array);
     int result = evaluate(root, array, out, target, errors);
     Py_XDECREF(array);
-    if (result < 0) {
-        npy_deferred_errors_clear(errors);
-        /* NumPy's iterators fail without an exception when memory is short. */
-        if (!PyErr_Occurred()) {
-            PyErr_NoMemory();
-        }
-    }
-    return result;
+    return settle(result, errors);
 }
 
 /* Whether some node must be calculated by itself before those of a sweep. */
@@ -542,13 +551,7 @@ evaluate_twins(npy_deferred_node *const roots[], PyArrayObject *const outs[],
             result = -1;
         }
     }
-    if (result != 0) {
-        npy_deferred_errors_clear(errors);
-    }
-    if (result < 0 && !PyErr_Occurred()) {
-        PyErr_NoMemory();
-    }
-    return result;
+    return settle(result, errors);
 }
 
 NPY_NO_EXPORT int
@@ -586,13 +589,7 @@ npy_deferred_evaluate_together(npy_deferred_node *const roots[],
     if (result == NPY_DEFERRED_INTERRUPTED) {
         result = PyErr_CheckSignals() < 0 ? -1 : 1;
     }
-    if (result != 0) {
-        npy_deferred_errors_clear(errors);
-    }
-    if (result < 0 && !PyErr_Occurred()) {
-        PyErr_NoMemory();
-    }
-    return result;
+    return settle(result, errors);
 }
 
 /* One try.  Returns 0; 1: not in one walk; 2 to try again; INTERRUPTED; -1: exception.
@@ -632,11 +629,5 @@ npy_deferred_feed(PyArrayObject *array, npy_deferred_consumer *consumer,
         }
     }
     Py_XDECREF(out);
-    if (result != 0) {
-        npy_deferred_errors_clear(errors);
-    }
-    if (result < 0 && !PyErr_Occurred()) {
-        PyErr_NoMemory();
-    }
-    return result;
+    return settle(result, errors);
 }

@@ -26,8 +26,8 @@ typedef struct {
     npy_intp nscratch; /* its bytes */
     char *saved;       /* in it: what a block of the result was before */
     char *packs;       /* in it: the operands of a panel that are packed */
-    npy_intp packed_start,
-            npacked; /* where rows that repeat are from, how much of them */
+    npy_intp packed_start;           /* where packed rows that repeat are from */
+    npy_intp npacked;                /* elements of them that are there */
     npy_deferred_progress *progress; /* NULL: not shown */
     int streams;  /* whether large results are written past the cache */
     char *into;   /* borrowed: instead of walk->out, from the start on; or NULL */

@@ -16,9 +16,8 @@
  * lines that are gone is forgotten when others come to their place in the table, and a
  * mistake costs time alone.  Larger results are not watched, as they gain from several
  * threads and warm memory.  There are no habits where the user has said what is to be
- * deferred (NUMPY_DEFERRED_MIN_BYTES), unless he asks for them
- * (NUMPY_DEFERRED_HABITS).  All of it is guarded by
- * the GIL.
+ * deferred (NUMPY_DEFERRED_MIN_BYTES), unless he asks for them (NUMPY_DEFERRED_HABITS).
+ * All of it is guarded by the GIL.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION

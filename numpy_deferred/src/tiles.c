@@ -189,14 +189,30 @@ typedef enum {
 #    define EXTREMES SIGNED
 #endif
 
+typedef struct {
+    PyObject *ufunc;
+    int operation, traits;
+} known_operation;
+
+/* The one of these that is a ufunc, or NULL. */
+static const known_operation *
+find_operation(const known_operation known[], size_t n, const PyUFuncObject *ufunc)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (known[i].ufunc == (PyObject *)ufunc) {
+            return &known[i];
+        }
+    }
+    return NULL;
+}
+#define FIND(known, ufunc) \
+    find_operation(known, sizeof(known) / sizeof(*(known)), ufunc)
+
 /* Which operation a ufunc is, or -1. */
 static int
 operation_of(const PyUFuncObject *ufunc, int *traits)
 {
-    const struct {
-        PyObject *ufunc;
-        int operation, traits;
-    } known[] = {
+    const known_operation known[] = {
             {n_ops.add, NPY_DEFERRED_TILE_ADD, FLOATS | INTEGERS},
             {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT, FLOATS | INTEGERS},
             {n_ops.multiply, NPY_DEFERRED_TILE_MULTIPLY, FLOATS | INTEGERS},
@@ -219,13 +235,9 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
             {n_ops.minimum, NPY_DEFERRED_TILE_SMALLER, EXTREMES},
             {n_ops.clip, NPY_DEFERRED_TILE_RAISE, FLOATS | SIGNED},
     };
-    for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
-        if (known[i].ufunc == (PyObject *)ufunc) {
-            *traits = known[i].traits;
-            return known[i].operation;
-        }
-    }
-    return -1;
+    const known_operation *found = FIND(known, ufunc);
+    *traits = found == NULL ? 0 : found->traits;
+    return found == NULL ? -1 : found->operation;
 }
 
 static int
@@ -241,10 +253,7 @@ has_traits(int traits, const PyArray_Descr *descr)
 static int
 complex_operation_of(const PyUFuncObject *ufunc)
 {
-    const struct {
-        PyObject *ufunc;
-        int operation;
-    } known[] = {
+    const known_operation known[] = {
             {n_ops.add, NPY_DEFERRED_TILE_ADD},
             {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT},
             {n_ops.multiply, NPY_DEFERRED_TILE_COMPLEX_MULTIPLY},
@@ -255,12 +264,8 @@ complex_operation_of(const PyUFuncObject *ufunc)
     if (!(npy_deferred_tile_machine_traits() & NPY_DEFERRED_TILES_FUSE)) {
         return -1;
     }
-    for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
-        if (known[i].ufunc == (PyObject *)ufunc) {
-            return known[i].operation;
-        }
-    }
-    return -1;
+    const known_operation *found = FIND(known, ufunc);
+    return found == NULL ? -1 : found->operation;
 }
 
 NPY_NO_EXPORT int
@@ -276,10 +281,7 @@ npy_deferred_is_exact(const npy_deferred_node *node)
 static int
 truth_operation_of(const PyUFuncObject *ufunc)
 {
-    const struct {
-        PyObject *ufunc;
-        int operation;
-    } known[] = {
+    const known_operation known[] = {
             {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND},
             {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR},
             {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR},
@@ -290,12 +292,8 @@ truth_operation_of(const PyUFuncObject *ufunc)
             {n_ops.add, NPY_DEFERRED_TILE_OR},
             {n_ops.not_equal, NPY_DEFERRED_TILE_XOR},
     };
-    for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
-        if (known[i].ufunc == (PyObject *)ufunc) {
-            return known[i].operation;
-        }
-    }
-    return -1;
+    const known_operation *found = FIND(known, ufunc);
+    return found == NULL ? -1 : found->operation;
 }
 
 static int
