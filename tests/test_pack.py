@@ -95,6 +95,58 @@ def test_any_order_of_axes(char, shape, make):
                 compare.same(f"{i}: {j}", expression)
 
 
+def destinations(char, shape):
+    """Existing memory, and a function that takes a part of it for a result."""
+    room = tuple(n + 2 for n in shape)
+    inner = (slice(1, -1),) * len(shape)
+    backward = (slice(None, None, -1),) * len(shape)
+    other = {"d": "f", "f": "d", "F": "D"}.get(char, "d")
+    return (
+        (np.zeros(shape, char), lambda memory: memory),
+        (np.zeros(shape, other), lambda memory: memory),
+        (np.zeros(shape[::-1], char), lambda memory: memory.T),
+        (np.zeros(room, char), lambda memory: memory[inner]),
+        (np.zeros(shape, char), lambda memory: memory[backward]),
+        (np.zeros(math.prod(shape) + 1, char), lambda m: m[1:].reshape(shape)),
+    )
+
+
+def written(memory, part, write):
+    memory[...] = 7
+    write(part(memory))
+    return memory.copy()
+
+
+@pytest.mark.parametrize("char", "dfiF")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("make", [usual, special])
+def test_into_existing_memory(char, shape, make):
+    """NaNs that only eager NumPy tells from another are written a second time."""
+    rng = random.Random(f"{char}{shape}{make}")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for i in range(4):
+            a, b, c, d = operands(rng, char, shape, make)
+            whole = np.broadcast_shapes(a.shape, b.shape, c.shape, d.shape)
+            for j, (memory, part) in enumerate(destinations(char, whole)):
+
+                def assign(out, a=a, b=b, c=c, d=d):
+                    out[...] = (a - d) * (b + c) - d
+
+                def call(out, a=a, b=b, c=c, d=d):
+                    np.add(a * b, c + d, out=out, casting="unsafe")
+
+                def rewrite(out, a=a, b=b, d=d):
+                    out[...] = a + d
+                    out += a * b + out
+
+                for write in (assign, call, rewrite):
+                    if write is rewrite and j == 1:  # casts by same_kind alone
+                        continue
+                    compare.same(
+                        f"{i}: {write.__name__} to {j}", written, memory, part, write
+                    )
+
+
 @pytest.mark.parametrize("char", "df")
 @pytest.mark.parametrize(
     "layouts",
@@ -165,6 +217,19 @@ class TestPlan:
         with np.deferredstate(True):
             plan = np.deferred.explain(a * b.T + a).plan
         assert (plan.steps, plan.loops) == (2, 1)
+
+    def test_into_existing_memory(self):
+        a, b = usual("d", (10_000, 3), 1), usual("d", (10_000, 1), 2)
+        out = np.zeros((10_000, 3))
+        with (
+            np.errstate(all="ignore"),
+            np.deferredstate(True),
+            np.deferred.profile() as profiled,
+        ):
+            out[...] = a * b + a / b
+            np.add(a * b, a / b, out=out)
+        plans = [event.explanation.plan for event in profiled.events]
+        assert [(plan.steps, plan.loops) for plan in plans] == [(3, 1), (3, 1)]
 
     def test_two_orders_meet(self):
         """The sum is written in another order than the product eager NumPy makes."""

@@ -407,6 +407,7 @@ use_panel(run_state *state, npy_intp start, npy_intp n)
     const npy_deferred_walk *walk = state->walk;
     npy_deferred_plan *plan = state->plan;
     char *packs = state->packs;
+    char *const *first = NpyIter_GetInitialDataPtrArray(walk->iter);
     int repeats = n <= state->npacked && (start - state->packed_start) % walk->row == 0;
     if (!repeats) {
         state->packed_start = start;
@@ -414,8 +415,6 @@ use_panel(run_state *state, npy_intp start, npy_intp n)
     }
     for (int i = 0; i <= plan->out; i++) {
         npy_deferred_value *value = &plan->values[i];
-        PyArrayObject *array =
-                i < plan->out ? walk->expression->operands[i] : walk->out;
         if (i < plan->out && walk->packs[i]) {
             value->data = npy_deferred_run_align(packs);
             if (!repeats || !walk->repeats[i]) {
@@ -424,7 +423,8 @@ use_panel(run_state *state, npy_intp start, npy_intp n)
             packs += npy_deferred_run_pack_bytes(walk, i);
         }
         else {
-            value->data = PyArray_BYTES(array) + start * value->stride;
+            /* Not where the array begins: the iterator turns reversed axes round. */
+            value->data = first[i] + start * value->stride;
         }
     }
 }

@@ -9,7 +9,7 @@
  * operand that has the same row throughout is packed for the first panel alone.
  *
  * Loops see other strides than in eager NumPy, which plan.c must bear with, and the
- * result must be one that nobody sees until it is complete.  The walk owns its
+ * result must be one that may be written again: no operand overlaps it.  The walk owns its
  * iterator, which tells shapes and strides; the scratch memory is run_state.c's.
  */
 #define NPY_DEFERRED_IMPLEMENTATION

@@ -265,7 +265,7 @@ doubtful_length(const npy_deferred_node *node, const npy_deferred_walk *walk,
                 int has_other_strides)
 {
     const npy_deferred_runs *runs = &walk->runs;
-    int same_walk = walk->expression->nnodes == 1 && target != NPY_DEFERRED_ASSIGN &&
+    int same_walk = walk->expression->nnodes == 1 && target == NPY_DEFERRED_FRESH &&
                     node->order == NPY_KEEPORDER;
     PyObject *ufunc = (PyObject *)node->ufunc;
     int type = npy_deferred_result_descr(node)->type_num;
@@ -374,8 +374,8 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
             return -1;
         }
         /* An operation that rounds correctly gives the same for all strides but for
-         * NaNs, for which a result may be thrown away that nobody sees. */
-        int any_stride = target == NPY_DEFERRED_FRESH && npy_deferred_is_exact(node);
+         * NaNs, for which a result may be written once more. */
+        int any_stride = !walk->overlaps && npy_deferred_is_exact(node);
         int trivial = 1;
         for (int j = 0; j < node->nin; j++) {
             PyArrayObject *input = node->operands[j].array;
@@ -400,7 +400,7 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                 add_step(plan, node, node->nin, node->nin + node->ufunc->nout);
         memcpy(step->args, args, sizeof(args));
         step->doubtful = doubtful_length(node, walk, target, &runs, any_stride < 0);
-        if (step->doubtful > 0 && target != NPY_DEFERRED_FRESH) {
+        if (step->doubtful > 0 && walk->overlaps) {
             return 1;
         }
         if (node->rewrites && must_rewrite(plan, step, strides)) {

@@ -324,11 +324,11 @@ is_worth_a_row(npy_intp length, PyArrayObject *out)
            length * PyArray_ITEMSIZE(out) >= NPY_DEFERRED_TILE_BYTES;
 }
 
-/* That of a new result, which is written from its start to its end. */
+/* A result that no operand overlaps is written from its start to its end. */
 static NPY_ORDER
 order_of(const npy_deferred_walk *walk)
 {
-    return !walk->fresh                         ? NPY_KEEPORDER
+    return walk->overlaps                       ? NPY_KEEPORDER
            : PyArray_IS_C_CONTIGUOUS(walk->out) ? NPY_CORDER
            : PyArray_IS_F_CONTIGUOUS(walk->out) ? NPY_FORTRANORDER
                                                 : NPY_KEEPORDER;
@@ -423,7 +423,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
     if (noperands > NPY_DEFERRED_MAX_OPERANDS) {
         return 0;
     }
-    may_pack = may_pack && walk->fresh;
+    may_pack = may_pack && !walk->overlaps;
     if (may_pack || is_worth_a_row(shortest_stride_length(out), out)) {
         int opened = open_unbuffered(walk, target, may_pack);
         if (opened != 0) {
