@@ -68,11 +68,35 @@ def test_what_is_compiled(char, function):
         lambda a, b: np.maximum(a * 2, b) - np.minimum(3, a - b),
         lambda a, b: np.clip(a * b, 2, 50) + np.clip(a - b, 3, 1),
         lambda a, b: a.astype("i2") * b,
+        lambda a, b: np.fabs(a + b) - np.absolute(a - b),
+        lambda a, b: np.floor(a / 3) + np.ceil(b / 3) - np.trunc(a) * np.rint(a / b),
+        lambda a, b: np.reciprocal(a * b),
+        lambda a, b: np.where(np.isnan(a) | np.isinf(b) | ~np.isfinite(a), b, a),
     ],
 )
 def test_what_is_compiled_of_floats(char, function):
     a, b = (np.arange(i, i + N).astype(char) for i in (1, 3))
     assert compiled_by(lambda a, b: function(a, b) + a, a, b) == 1
+
+
+@pytest.mark.parametrize("char", "ilIL")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: (a << 3) - (b >> 1) + (5 << a) * (50 >> b),
+        lambda a, b: (~a & b) ^ (a | 5),
+        lambda a, b: (a * b << (b >> a)) + 1,
+    ],
+)
+def test_what_is_compiled_of_integers(char, function):
+    a, b = (np.arange(i, i + N).astype(char) for i in (1, 3))
+    assert compiled_by(function, a, b) == 1
+
+
+@pytest.mark.parametrize("char", "il")
+def test_absolute_integers(char):
+    a, b = (np.arange(i, i + N).astype(char) for i in (1, 3))
+    assert compiled_by(lambda a, b: np.absolute(a - b) + a, a, b) == 1
 
 
 @pytest.mark.parametrize("char", "DF")

@@ -25,7 +25,18 @@ pytestmark = pytest.mark.usefixtures("machine")
 
 FLOATS = {
     2: (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.minimum),
-    1: (np.negative, np.absolute, np.square, np.sqrt),
+    1: (
+        np.negative,
+        np.absolute,
+        np.fabs,
+        np.square,
+        np.sqrt,
+        np.reciprocal,
+        np.floor,
+        np.ceil,
+        np.trunc,
+        np.rint,
+    ),
 }
 INTEGERS = {
     2: (
@@ -37,8 +48,10 @@ INTEGERS = {
         np.bitwise_xor,
         np.maximum,
         np.minimum,
+        np.left_shift,
+        np.right_shift,
     ),
-    1: (np.negative, np.square, np.invert),
+    1: (np.negative, np.square, np.invert, np.absolute),
 }
 COMPLEX = {
     2: (np.add, np.subtract, np.multiply, np.multiply),
@@ -52,6 +65,7 @@ COMPARISONS = (
     np.equal,
     np.not_equal,
 )
+PREDICATES = (np.isnan, np.isinf, np.isfinite)
 #: What is cast on its way into a program.
 NARROW = {
     "d": "fbBhHiIlq?",
@@ -114,6 +128,8 @@ class Tree:
             self.steps.append(
                 (rng.choice(COMPARISONS), [nvalues - 1, rng.randrange(nvalues)])
             )
+        elif table is FLOATS and rng.random() < 0.2:
+            self.steps.append((rng.choice(PREDICATES), [nvalues - 1]))
         self.drop_unread()
 
     def operand_or_array(self, i):
@@ -179,7 +195,7 @@ class Question:
         odd = np.resize(np.arange(256, dtype="u1"), math.prod(shape)) % 5
         flags = [rng.choice(LAYOUTS)(odd.view("?"), shape)]
         self.parts = [numbers, flags]
-        self.choices = [rng.random() for _ in range(40)]
+        self.choices = [rng.random() for _ in range(80)]
         self.size = rng.randint(1, 9)
 
     def __call__(self):
@@ -189,15 +205,22 @@ class Question:
             return from_what[int(next(choices) * len(from_what))]
 
         numbers, flags = self.parts
-        result = choose(COMPARISONS)(numbers[0], choose(numbers))
+        is_float = numbers[0].dtype.kind == "f"
+
+        def question():
+            if is_float and next(choices) < 0.3:
+                return choose(PREDICATES)(choose(numbers) + numbers[0])
+            return choose(COMPARISONS)(choose(numbers), numbers[0])
+
+        result = question()
         for _ in range(self.size):
             other = choose(flags)
             if next(choices) < 0.7:
-                other = choose(COMPARISONS)(choose(numbers), numbers[0])
+                other = question()
             operands = [result, other] if next(choices) < 0.5 else [other, result]
             result = choose(CONNECTIVES)(*operands)
             if next(choices) < 0.2:
-                result = ~result
+                result = choose((np.invert, np.logical_not))(result)
         return result if next(choices) < 0.6 else result * numbers[0] + numbers[0]
 
 
@@ -328,6 +351,57 @@ def test_clip_of_special_values(char, with_nans):
                 compare.same(f"{name} on", lambda f=clipped: f() + 1)
         compare.same("arrays", lambda: -np.clip(-a, low, high))
         compare.same("array", lambda: -np.clip(-a, low, limits[0]))
+
+
+ROUNDED = (0.0, 0.3, 0.5, 1.5, 2.5, 2**23 - 0.5, 2**23 + 1, 2**52 - 0.5, 2**52 + 1)
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize(
+    "ufunc",
+    [np.floor, np.ceil, np.trunc, np.rint, np.reciprocal, np.fabs, *PREDICATES],
+)
+def test_floats_one_by_one(char, ufunc):
+    """Halves, what has no fraction, both zeros; each NaN at each place of a vector."""
+    edges = np.array(ROUNDED, char)
+    next_to = [np.nextafter(edges, edges.dtype.type(to)) for to in (np.inf, -np.inf)]
+    numbers = np.concatenate([special_values(char, True), edges, *next_to])
+    a = np.tile(np.concatenate([numbers, -numbers]), 40)
+    with comparison() as compare:
+        for error in ("ignore", "warn"):
+            with np.errstate(all=error):
+                for start in range(9):
+                    for n in (1, 7, 100, len(a) - start):
+                        x = a[start : start + n]
+                        name = f"{error} {start} {n}"
+                        compare.same(name, lambda x=x: ufunc(-x))
+                        compare.same(f"{name} read", lambda x=x: ufunc(-x) == x)
+                        compare.same(f"{name} every", lambda x=x: ufunc(x[::2] * 1))
+
+
+@pytest.mark.parametrize("char", "iIlLqQ")
+@pytest.mark.parametrize("ufunc", [np.left_shift, np.right_shift])
+def test_shifts(char, ufunc):
+    """By all numbers of steps, more than there are bits, and less than none."""
+    bits = 8 * np.dtype(char).itemsize
+    steps = [0, 1, 2, bits // 2, bits - 1, bits, bits + 1, 2 * bits, 200]
+    if np.dtype(char).kind == "i":
+        steps += [-1, -bits, np.iinfo(char).min]
+    steps = np.array([*steps, np.iinfo(char).max], char)
+    numbers = np.concatenate([special_values(char, True), values(char, 30, 1)])
+    a, n = np.repeat(numbers, len(steps)), np.tile(steps, len(numbers))
+    a, n = np.tile(a, 5), np.tile(n, 5)
+    with comparison() as compare:
+        for size in (1, 5, 127, len(a)):
+            x, y = a[:size], n[:size]
+            compare.same(f"{size} both", lambda x=x, y=y: ufunc(x ^ 1, y))
+            compare.same(f"{size} last", lambda x=x, y=y: ufunc(x, y + 0))
+            compare.same(f"{size} banks", lambda x=x, y=y: ufunc(x ^ 1, y + 0))
+            compare.same(f"{size} turned", lambda x=x, y=y: ufunc(x ^ 1, (y ^ x) ^ x))
+            compare.same(f"{size} itself", lambda x=x: ufunc(x ^ 1, x))
+        for step in steps:
+            compare.same(f"by {step}", lambda s=step: ufunc(a + 1, s) - 1)
+            compare.same(f"of {step}", lambda s=step: ufunc(s, n + 0) - 1)
 
 
 @pytest.mark.parametrize("char", "dfiIlL")

@@ -784,6 +784,9 @@ npy_deferred_plan_release(npy_deferred_plan *plan);
 
 /* ---- tiles.c: steps that run together in registers ---- */
 
+/* Find the ufuncs of the module.  Returns 0, or -1 with an exception set. */
+NPY_NO_EXPORT int
+npy_deferred_tiles_init(PyObject *module);
 /* Whether all loops of an operation, whatever strides they have, give the same, but
  * for which of two NaNs it is. */
 NPY_NO_EXPORT int

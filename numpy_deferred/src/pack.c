@@ -9,8 +9,8 @@
  * operand that has the same row throughout is packed for the first panel alone.
  *
  * Loops see other strides than in eager NumPy, which plan.c must bear with, and the
- * result must be one that may be written again: no operand overlaps it.  The walk owns its
- * iterator, which tells shapes and strides; the scratch memory is run_state.c's.
+ * result must be one that may be written again: no operand overlaps it.  The walk owns
+ * its iterator, which tells shapes and strides; the scratch memory is run_state.c's.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION

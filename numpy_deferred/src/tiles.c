@@ -208,6 +208,33 @@ find_operation(const known_operation known[], size_t n, const PyUFuncObject *ufu
 #define FIND(known, ufunc) \
     find_operation(known, sizeof(known) / sizeof(*(known)), ufunc)
 
+/* Ufuncs that NumPy's C code has no other name for; borrowed, immortal. */
+static struct {
+    PyObject *fabs, *trunc, *isnan, *isinf, *isfinite, *logical_not;
+} others;
+
+NPY_NO_EXPORT int
+npy_deferred_tiles_init(PyObject *module)
+{
+    const struct {
+        PyObject **ufunc;
+        const char *name;
+    } all[] = {
+            {&others.fabs, "fabs"},         {&others.trunc, "trunc"},
+            {&others.isnan, "isnan"},       {&others.isinf, "isinf"},
+            {&others.isfinite, "isfinite"}, {&others.logical_not, "logical_not"},
+    };
+    PyObject *names = PyModule_GetDict(module);
+    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) {
+        *all[i].ufunc = PyDict_GetItemString(names, all[i].name);
+        if (*all[i].ufunc == NULL) {
+            PyErr_Format(PyExc_ImportError, "NumPy has no ufunc %s", all[i].name);
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* Which operation a ufunc is, or -1. */
 static int
 operation_of(const PyUFuncObject *ufunc, int *traits)
@@ -220,11 +247,22 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
             {n_ops.square, NPY_DEFERRED_TILE_SQUARE, FLOATS | INTEGERS},
             {n_ops.sqrt, NPY_DEFERRED_TILE_SQRT, FLOATS},
             {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE, FLOATS | INTEGERS},
-            {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS},
+            {n_ops.reciprocal, NPY_DEFERRED_TILE_RECIPROCAL, FLOATS},
+            {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS | SIGNED},
+            {others.fabs, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS},
+            {n_ops.floor, NPY_DEFERRED_TILE_FLOOR, FLOATS},
+            {n_ops.ceil, NPY_DEFERRED_TILE_CEIL, FLOATS},
+            {others.trunc, NPY_DEFERRED_TILE_TRUNC, FLOATS},
+            {n_ops.rint, NPY_DEFERRED_TILE_RINT, FLOATS},
+            {others.isnan, NPY_DEFERRED_TILE_IS_NAN, FLOATS},
+            {others.isinf, NPY_DEFERRED_TILE_IS_INF, FLOATS},
+            {others.isfinite, NPY_DEFERRED_TILE_IS_FINITE, FLOATS},
             {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND, INTEGERS},
             {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR, INTEGERS},
             {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR, INTEGERS},
             {n_ops.invert, NPY_DEFERRED_TILE_INVERT, INTEGERS},
+            {n_ops.left_shift, NPY_DEFERRED_TILE_SHIFT_LEFT, INTEGERS},
+            {n_ops.right_shift, NPY_DEFERRED_TILE_SHIFT_RIGHT, INTEGERS},
             {n_ops.less, NPY_DEFERRED_TILE_LESS, FLOATS | SIGNED},
             {n_ops.less_equal, NPY_DEFERRED_TILE_LESS_EQUAL, FLOATS | SIGNED},
             {n_ops.greater, NPY_DEFERRED_TILE_GREATER, FLOATS | SIGNED},
@@ -291,6 +329,7 @@ truth_operation_of(const PyUFuncObject *ufunc)
             {n_ops.multiply, NPY_DEFERRED_TILE_AND},
             {n_ops.add, NPY_DEFERRED_TILE_OR},
             {n_ops.not_equal, NPY_DEFERRED_TILE_XOR},
+            {others.logical_not, NPY_DEFERRED_TILE_INVERT},
     };
     const known_operation *found = FIND(known, ufunc);
     return found == NULL ? -1 : found->operation;
@@ -319,6 +358,12 @@ reversed(int operation)
             return NPY_DEFERRED_TILE_REVERSED_DIVIDE;
         case NPY_DEFERRED_TILE_COMPLEX_MULTIPLY:
             return NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY;
+        case NPY_DEFERRED_TILE_SHIFT_LEFT:
+            return NPY_DEFERRED_TILE_REVERSED_SHIFT_LEFT;
+        case NPY_DEFERRED_TILE_SHIFT_RIGHT:
+            return NPY_DEFERRED_TILE_REVERSED_SHIFT_RIGHT;
+        case NPY_DEFERRED_TILE_SHIFT_BITS_RIGHT:
+            return NPY_DEFERRED_TILE_REVERSED_SHIFT_BITS_RIGHT;
         case NPY_DEFERRED_TILE_LESS:
             return NPY_DEFERRED_TILE_GREATER;
         case NPY_DEFERRED_TILE_LESS_EQUAL:
@@ -576,6 +621,10 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     npy_deferred_tile_type type = type_of(step->node->descrs[0]);
     if (type == NPY_DEFERRED_TILE_NONE || !has_traits(traits, descr)) {
         return;
+    }
+    if (step->tile_operation == NPY_DEFERRED_TILE_SHIFT_RIGHT &&
+        PyTypeNum_ISUNSIGNED(descr->type_num)) {
+        step->tile_operation = NPY_DEFERRED_TILE_SHIFT_BITS_RIGHT;
     }
     if (takes(plan, step, 0, descr, type) &&
         (step->tile_operation != NPY_DEFERRED_TILE_RAISE || is_clip(plan, step))) {

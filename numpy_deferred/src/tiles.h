@@ -51,6 +51,7 @@ typedef enum {
  * of an element or none, which are stored as booleans, or become numbers by ONE.
  * SELECT keeps elements where the mask in the next bank is set, and has others from
  * a second operand, which FROM_BANK is in the one after that; it moves bits.
+ * IS_NAN and its kin leave masks of one operand.
  * LARGER and SMALLER are np.maximum and np.minimum where the processor is an x86: of
  * two zeros and two NaNs they keep what vectors of those keep.  RAISE and LOWER keep
  * their own zeros, and have the other operand in memory for the whole tile.
@@ -83,14 +84,30 @@ typedef enum {
     /* of complex numbers, neither FROM_SCALAR; where tiles FUSE */
     NPY_DEFERRED_TILE_COMPLEX_MULTIPLY = 21 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_REVERSED_COMPLEX_MULTIPLY = 22 * NPY_DEFERRED_TILE_FORMS,
-    NPY_DEFERRED_TILE_NEGATIVE = 23 * NPY_DEFERRED_TILE_FORMS,
+    /* of integers; all bits go where there are as many steps, or less than none */
+    NPY_DEFERRED_TILE_SHIFT_LEFT = 23 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_REVERSED_SHIFT_LEFT = 24 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_SHIFT_RIGHT = 25 * NPY_DEFERRED_TILE_FORMS, /* with a sign */
+    NPY_DEFERRED_TILE_REVERSED_SHIFT_RIGHT = 26 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_SHIFT_BITS_RIGHT = 27 * NPY_DEFERRED_TILE_FORMS, /* without */
+    NPY_DEFERRED_TILE_REVERSED_SHIFT_BITS_RIGHT = 28 * NPY_DEFERRED_TILE_FORMS,
+    NPY_DEFERRED_TILE_NEGATIVE = 29 * NPY_DEFERRED_TILE_FORMS,
     NPY_DEFERRED_TILE_COMPLEX_SQUARE, /* as products */
     NPY_DEFERRED_TILE_CONJUGATE,      /* of complex numbers */
-    NPY_DEFERRED_TILE_ABSOLUTE,
+    NPY_DEFERRED_TILE_ABSOLUTE,       /* of numbers with a sign */
     NPY_DEFERRED_TILE_SQUARE,
     NPY_DEFERRED_TILE_SQRT,
+    NPY_DEFERRED_TILE_RECIPROCAL,
+    NPY_DEFERRED_TILE_FLOOR,
+    NPY_DEFERRED_TILE_CEIL,
+    NPY_DEFERRED_TILE_TRUNC,
+    NPY_DEFERRED_TILE_RINT,
+    NPY_DEFERRED_TILE_IS_NAN,
+    NPY_DEFERRED_TILE_IS_INF,
+    NPY_DEFERRED_TILE_IS_FINITE,
     NPY_DEFERRED_TILE_INVERT,
-    NPY_DEFERRED_TILE_ONE, /* of a mask: 1 where it is set, else 0 */
+    NPY_DEFERRED_TILE_ONE, /* of a mask: 1 where it is set, else 0; the last unary one
+                            */
     NPY_DEFERRED_TILE_RAISE,
     NPY_DEFERRED_TILE_LOWER,
     NPY_DEFERRED_TILE_LOAD,

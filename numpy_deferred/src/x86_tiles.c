@@ -24,6 +24,7 @@
 static const struct {
     npy_uint64 sign_double[4], others_double[4], one_double[4];
     npy_uint64 sign_float[4], others_float[4], one_float[4];
+    npy_uint64 infinity_double[4], infinity_float[4];
     npy_uint64 second_double[4], second_float[4]; /* the signs of imaginary parts */
     npy_uint64 one_int64[4], one_int32[4], one_byte[4];
     npy_uint64 two_to_52[4], high_half[4], high_offset[4]; /* see load_int64 */
@@ -38,6 +39,8 @@ static const struct {
         PAIR(0x80000000u),
         PAIR(0x7FFFFFFFu),
         PAIR(0x3F800000u),
+        FOUR(0x7FF0000000000000u),
+        PAIR(0x7F800000u),
         {0, 0x8000000000000000u, 0, 0x8000000000000000u},
         FOUR(0x8000000000000000u),
         FOUR(1),
@@ -74,6 +77,20 @@ static const int xor_codes[] = OF_TYPES(0x57, 0x57, XOR_BITS, XOR_BITS);
 static const int larger_codes[] = OF_TYPES(0x5F, 0x5F, 0, OPCODE(P_66, T_0F38, 0x3D));
 static const int smaller_codes[] = OF_TYPES(0x5D, 0x5D, 0, OPCODE(P_66, T_0F38, 0x39));
 static const int sqrt_codes[] = OF_TYPES(0x51, 0x51, 0, 0);
+/* With a number behind them: how. */
+static const int round_codes[] = {OPCODE(P_66, T_0F3A, 0x09),
+                                  OPCODE(P_66, T_0F3A, 0x08), 0, 0};
+enum {
+    TO_NEAREST = 8, /* and raise nothing */
+    TO_NEGATIVE,
+    TO_POSITIVE,
+    TO_ZERO
+};
+#    define SHIFTS(code) \
+        {0, 0, OPCODE(P_66, T_0F38, code) | WIDE, OPCODE(P_66, T_0F38, code)}
+static const int shift_left_codes[] = SHIFTS(0x47);
+static const int shift_bits_right_codes[] = SHIFTS(0x45);
+#    define SHIFT_RIGHT_32 OPCODE(P_66, T_0F38, 0x46)
 /* With a number behind them: which comparison. */
 static const int compare_codes[] = OF_TYPES(0xC2, 0xC2, 0, 0);
 static const int greater_codes[] = {0, 0, OPCODE(P_66, T_0F38, 0x37), INTEGERS(0x66)};
@@ -89,6 +106,7 @@ enum {
     IS_LESS_EQUAL = 2,
     IS_UNORDERED = 3,
     IS_NOT_EQUAL = 4,
+    IS_LESS_QUIETLY = 17,
     IS_GREATER_EQUAL = 13,
     IS_GREATER = 14
 };
@@ -207,6 +225,33 @@ multiply_complex(assembly *a, int x, operand last, int is_reversed)
     move(a, x, THIRD);
 }
 
+/* The mask of what is negative. */
+static void
+find_negative(assembly *a, int mask, int of)
+{
+    emit(a, XOR_BITS, mask, mask, in_vector(mask));
+    emit(a, greater_codes[a->type], mask, mask, in_vector(of));
+}
+
+/*
+ * With the sign, for which the processor has no such operation of 64 bits: of negative
+ * numbers the bits that are not set move.
+ */
+static void
+shift_right(assembly *a, int x, operand last, int is_reversed)
+{
+    int y = as_vector(a, last);
+    int from = is_reversed ? y : x, steps = is_reversed ? x : y;
+    if (!is_wide(a)) {
+        emit(a, SHIFT_RIGHT_32, x, from, in_vector(steps));
+        return;
+    }
+    find_negative(a, SECOND, from);
+    emit(a, XOR_BITS, THIRD, from, in_vector(SECOND));
+    emit(a, shift_bits_right_codes[a->type], x, THIRD, in_vector(steps));
+    emit(a, XOR_BITS, x, x, in_vector(SECOND));
+}
+
 /* A binary operation on one vector of a bank. */
 static void
 calculate(assembly *a, int kind, int x, operand last)
@@ -253,6 +298,23 @@ calculate(assembly *a, int kind, int x, operand last)
         case NPY_DEFERRED_TILE_SMALLER:
         case NPY_DEFERRED_TILE_REVERSED_SMALLER:
             choose_extreme(a, kind, x, last);
+            break;
+        case NPY_DEFERRED_TILE_SHIFT_LEFT:
+            emit(a, shift_left_codes[a->type], x, x, last);
+            break;
+        case NPY_DEFERRED_TILE_REVERSED_SHIFT_LEFT:
+            emit(a, shift_left_codes[a->type], x, as_vector(a, last), in_vector(x));
+            break;
+        case NPY_DEFERRED_TILE_SHIFT_BITS_RIGHT:
+            emit(a, shift_bits_right_codes[a->type], x, x, last);
+            break;
+        case NPY_DEFERRED_TILE_REVERSED_SHIFT_BITS_RIGHT:
+            emit(a, shift_bits_right_codes[a->type], x, as_vector(a, last),
+                 in_vector(x));
+            break;
+        case NPY_DEFERRED_TILE_SHIFT_RIGHT:
+        case NPY_DEFERRED_TILE_REVERSED_SHIFT_RIGHT:
+            shift_right(a, x, last, kind == NPY_DEFERRED_TILE_REVERSED_SHIFT_RIGHT);
             break;
         default:
             compare(a, kind, x, last);
@@ -305,6 +367,37 @@ put_binary(assembly *a, int operation, int bank, int arg)
 }
 
 static void
+round_to(assembly *a, int x, int how)
+{
+    emit_number(a, round_codes[a->type], x, 0, in_vector(x), how);
+}
+
+static void
+keep_absolute(assembly *a, int x)
+{
+    if (is_float(a)) {
+        emit(a, AND_BITS, x, x,
+             at_constant(is_wide(a) ? CONSTANT(others_double)
+                                    : CONSTANT(others_float)));
+        return;
+    }
+    find_negative(a, SECOND, x);
+    emit(a, XOR_BITS, x, x, in_vector(SECOND));
+    emit(a, subtract_codes[a->type], x, x, in_vector(SECOND));
+}
+
+/* How the size of floats compares with infinity, which raises nothing. */
+static void
+compare_with_infinity(assembly *a, int x, int how)
+{
+    keep_absolute(a, x);
+    emit_number(a, compare_codes[a->type], x, x,
+                at_constant(is_wide(a) ? CONSTANT(infinity_double)
+                                       : CONSTANT(infinity_float)),
+                how);
+}
+
+static void
 put_unary(assembly *a, int operation, int bank)
 {
     const int wide = is_wide(a), real = is_float(a);
@@ -322,9 +415,34 @@ put_unary(assembly *a, int operation, int bank)
                 emit(a, subtract_codes[a->type], x, FIRST, in_vector(x));
                 break;
             case NPY_DEFERRED_TILE_ABSOLUTE:
-                emit(a, AND_BITS, x, x,
-                     at_constant(wide ? CONSTANT(others_double)
-                                      : CONSTANT(others_float)));
+                keep_absolute(a, x);
+                break;
+            case NPY_DEFERRED_TILE_RECIPROCAL:
+                emit(a, LOAD, FIRST, 0,
+                     at_constant(wide ? CONSTANT(one_double) : CONSTANT(one_float)));
+                emit(a, divide_codes[a->type], x, FIRST, in_vector(x));
+                break;
+            case NPY_DEFERRED_TILE_FLOOR:
+                round_to(a, x, TO_NEGATIVE);
+                break;
+            case NPY_DEFERRED_TILE_CEIL:
+                round_to(a, x, TO_POSITIVE);
+                break;
+            case NPY_DEFERRED_TILE_TRUNC:
+                round_to(a, x, TO_ZERO);
+                break;
+            case NPY_DEFERRED_TILE_RINT:
+                round_to(a, x, TO_NEAREST);
+                break;
+            case NPY_DEFERRED_TILE_IS_NAN:
+                emit_number(a, compare_codes[a->type], x, x, in_vector(x),
+                            IS_UNORDERED);
+                break;
+            case NPY_DEFERRED_TILE_IS_INF:
+                compare_with_infinity(a, x, IS_EQUAL);
+                break;
+            case NPY_DEFERRED_TILE_IS_FINITE:
+                compare_with_infinity(a, x, IS_LESS_QUIETLY);
                 break;
             case NPY_DEFERRED_TILE_SQUARE:
                 calculate(a, NPY_DEFERRED_TILE_MULTIPLY, x, in_vector(x));
@@ -681,17 +799,11 @@ npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instructi
         put_binary(a, operation, bank, instruction->arg);
         return;
     }
+    if (operation <= NPY_DEFERRED_TILE_ONE) {
+        put_unary(a, operation, bank);
+        return;
+    }
     switch (operation) {
-        case NPY_DEFERRED_TILE_NEGATIVE:
-        case NPY_DEFERRED_TILE_COMPLEX_SQUARE:
-        case NPY_DEFERRED_TILE_CONJUGATE:
-        case NPY_DEFERRED_TILE_ABSOLUTE:
-        case NPY_DEFERRED_TILE_SQUARE:
-        case NPY_DEFERRED_TILE_SQRT:
-        case NPY_DEFERRED_TILE_INVERT:
-        case NPY_DEFERRED_TILE_ONE:
-            put_unary(a, operation, bank);
-            break;
         case NPY_DEFERRED_TILE_RAISE:
         case NPY_DEFERRED_TILE_LOWER:
             put_limit(a, operation, bank, instruction->arg);
