@@ -163,6 +163,15 @@ npy_deferred_assign(PyArrayObject *dst, PyArrayObject *src, PyArrayObject *where
                     NPY_CASTING casting)
 {
     npy_deferred_wait();
+    if (wheremask != NULL) {
+        int replaced = npy_deferred_assign_where(dst, wheremask, src);
+        if (replaced != 0) {
+            return replaced;
+        }
+        if (npy_deferred_calculate(wheremask) < 0) {
+            return -1;
+        }
+    }
     /* This flushes what depends on `dst`, which may be `src`. */
     if (PyArray_FailUnlessWriteable(dst, "assignment destination") < 0) {
         return -1;

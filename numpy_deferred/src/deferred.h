@@ -791,6 +791,9 @@ npy_deferred_tiles_init(PyObject *module);
  * for which of two NaNs it is. */
 NPY_NO_EXPORT int
 npy_deferred_is_exact(const npy_deferred_node *node);
+/* Whether neither the operation nor those that it waits for can raise anything. */
+NPY_NO_EXPORT int
+npy_deferred_is_quiet(const npy_deferred_node *node);
 /* Put the plan's steps together to units. */
 NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);
@@ -896,6 +899,7 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
 typedef struct {
     const npy_deferred_walk *walk; /* borrowed */
     npy_deferred_tile_machine *machine;
+    npy_deferred_tile_type type; /* of the machine */
     npy_deferred_tile_program program;
     npy_deferred_tile_code *reducing_code; /* borrowed; may be NULL */
     npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
@@ -1297,6 +1301,13 @@ npy_deferred_where_init(void);
 /* Whether it stands for np.where of three arguments. */
 NPY_NO_EXPORT int
 npy_deferred_is_where(const PyUFuncObject *ufunc);
+/*
+ * Have elements of a deferred array replaced, where a mask is set, without calculating
+ * it.  Returns 1 when done; 0 when the caller must go on, and `dst` may be regular; -1
+ * with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_assign_where(PyArrayObject *dst, PyArrayObject *mask, PyArrayObject *src);
 
 /* ---- explain.c ---- */
 

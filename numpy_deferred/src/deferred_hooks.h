@@ -234,17 +234,34 @@ npy_deferred_elision_is_idle(PyObject *left, PyObject *right);
  */
 NPY_NO_EXPORT int
 npy_deferred_where(PyObject *condition, PyObject *x, PyObject *y, PyObject **result);
+/*
+ * For array[index] = value, before anything is asked of them, of a deferred array.
+ * Returns 1 when done; 0 when the caller must go on; -1 with an exception set.
+ */
+NPY_NO_EXPORT int
+npy_deferred_set_where(PyArrayObject *array, PyObject *index, PyObject *value);
 
 /*
- * New reference to what ufunc.reduce is to have as its operand instead of the array
+ * New reference to what ufunc.reduce and np.copyto are to have instead of the array
  * that PyArray_FromAny would calculate, when that is a deferred one; else NULL.
  */
 static inline PyArrayObject *
-npy_deferred_to_reduce(PyObject *obj)
+npy_deferred_as_it_is(PyObject *obj)
 {
     return PyArray_CheckExact(obj) && npy_deferred_is((PyArrayObject *)obj)
                    ? (PyArrayObject *)Py_NewRef(obj)
                    : NULL;
+}
+
+/* As that, of a mask that says where a deferred array is assigned to. */
+static inline PyArrayObject *
+npy_deferred_mask_as_it_is(PyObject *obj, PyArrayObject *dst)
+{
+    PyArrayObject *mask = npy_deferred_is(dst) ? npy_deferred_as_it_is(obj) : NULL;
+    if (mask != NULL && PyArray_TYPE(mask) != NPY_BOOL) {
+        Py_CLEAR(mask);
+    }
+    return mask;
 }
 
 /*

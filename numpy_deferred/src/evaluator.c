@@ -73,6 +73,7 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     }
     lone->walk = state->walk;
     lone->machine = unit->machine;
+    lone->type = unit->type;
     lone->reducing_code =
             unit->reducing == state->reducing ? unit->reducing_code : NULL;
     lone->wanted = state->wanted;

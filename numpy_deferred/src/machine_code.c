@@ -299,9 +299,8 @@ compile_reducing(npy_deferred_plan *plan, npy_deferred_unit *unit,
         last++;
     }
     unit->reducing = reducing;
-    if (last->code != NPY_DEFERRED_TILE_STORE &&
-        last->code != NPY_DEFERRED_TILE_STREAM) {
-        return; /* of masks */
+    if (!npy_deferred_can_end_by(last->code, reducing)) {
+        return;
     }
     npy_deferred_tile_instruction store = *last;
     last->code = (npy_uint16)reducing;

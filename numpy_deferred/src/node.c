@@ -441,7 +441,7 @@ static int
 is_selected(npy_deferred_node *node, const selection *wanted)
 {
     if (wanted->errstate != NULL &&
-        (node->failed ||
+        (node->failed || npy_deferred_is_quiet(node) ||
          (node->errmask != 0 && (node->errstate != wanted->errstate ||
                                  node->thread != PyThread_get_thread_ident())))) {
         return 0;
@@ -502,7 +502,7 @@ npy_deferred_calculate_readers(int (*calculate)(PyArrayObject *))
 
 /*
  * Nobody is told of errors twice, nor of those that other threads and tasks,
- * which have states of their own, are to be told of.
+ * which have states of their own, are to be told of; and what can raise none waits on.
  */
 NPY_NO_EXPORT int
 npy_deferred_before_errstate(void)

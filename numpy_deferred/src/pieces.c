@@ -160,15 +160,16 @@ npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction)
 {
     const npy_deferred_tile_instruction *code = pieces->lone.program.code;
     size_t length = 1;
-    if (!pieces->is_lone || pieces->walk->rows || pieces->uncast != NULL) {
+    /* Counts are not what would be cast. */
+    int is_cast = pieces->uncast != NULL && instruction != NPY_DEFERRED_TILE_FOLD_COUNT;
+    if (!pieces->is_lone || pieces->walk->rows || is_cast) {
         return 0;
     }
     while (code[length].code != NPY_DEFERRED_TILE_END) {
         length++;
     }
-    int store = code[length - 1].code;
-    if (store != NPY_DEFERRED_TILE_STORE && store != NPY_DEFERRED_TILE_STREAM) {
-        return 0; /* of masks */
+    if (!npy_deferred_can_end_by(code[length - 1].code, instruction)) {
+        return 0;
     }
     size_t nbytes = (length + 1) * sizeof(*code);
     pieces->folding = PyMem_RawMalloc(nbytes + ALIGNMENT - 1 + NPY_DEFERRED_TILE_BYTES);

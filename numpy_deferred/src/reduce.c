@@ -135,6 +135,24 @@ find_initial(reduction *r, PyObject *initial)
     return r->has_initial >= 0;
 }
 
+/* Whole numbers below that are float32 numbers. */
+#define MAX_FLOAT_COUNT (1 << 24)
+
+/* Whether it adds up truth values, without rounding anything. */
+static int
+is_count(const reduction *r)
+{
+    int type = r->context->descriptors[0]->type_num;
+    if (!r->is_cast || PyArray_TYPE(r->operand) != NPY_BOOL ||
+        r->what != NPY_DEFERRED_TILE_SUM) {
+        return 0;
+    }
+    return PyTypeNum_ISINTEGER(type) ||
+           (type == NPY_DOUBLE && *(const npy_double *)r->initial == 0) ||
+           (type == NPY_FLOAT && *(const npy_float *)r->initial == 0 &&
+            PyArray_SIZE(r->operand) < MAX_FLOAT_COUNT);
+}
+
 static int
 can_reduce(reduction *r, PyObject *initial)
 {
@@ -156,7 +174,14 @@ can_reduce(reduction *r, PyObject *initial)
         return 0;
     }
     choose_cuts(r);
-    return r->cut != NOT_FUSED && find_initial(r, initial);
+    if (r->cut == NOT_FUSED || !find_initial(r, initial)) {
+        return 0;
+    }
+    if (is_count(r)) {
+        r->cut = ANYWHERE;
+        r->is_associative = r->counts = 1;
+    }
+    return 1;
 }
 
 /* ---- the result, and how it is gone through ---- */

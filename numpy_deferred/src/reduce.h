@@ -31,6 +31,7 @@ typedef struct {
     npy_intp buffersize;
     cuts cut;
     int is_associative; /* but for NaNs and zeros */
+    int counts;         /* a sum of truth values, whose order does not matter either */
     int zeros_differ; /* the loop may keep either of two zeros; it clears the status */
     npy_deferred_tile_reduction what;
     int is_cast; /* the loop has another type than the operand */

@@ -330,6 +330,44 @@ folds(const worker *w, npy_intp n)
     return w->pieces.folding != NULL && n >= LEAST_FOLDED;
 }
 
+/* Add how often elements of masks were set. */
+static void
+add_count(const worker *w, char *into)
+{
+    const char *folded = w->pieces.folded;
+    npy_uint64 count = 0;
+    int size = w->pieces.lone.type == NPY_DEFERRED_TILE_DOUBLE ||
+                               w->pieces.lone.type == NPY_DEFERRED_TILE_INT64
+                       ? 8
+                       : 4;
+    for (int i = 0; i < NPY_DEFERRED_TILE_BYTES; i += size) {
+        count += size == 8 ? *(const npy_uint64 *)(folded + i)
+                           : *(const npy_uint32 *)(folded + i);
+    }
+    int type_num = w->r->context->descriptors[0]->type_num;
+    if (type_num == NPY_DOUBLE) {
+        *(npy_double *)into += (npy_double)count;
+        return;
+    }
+    if (type_num == NPY_FLOAT) {
+        *(npy_float *)into += (npy_float)count;
+        return;
+    }
+    switch (npy_deferred_element_size(w)) {
+        case 1:
+            *(npy_uint8 *)into += (npy_uint8)count;
+            break;
+        case 2:
+            *(npy_uint16 *)into += (npy_uint16)count;
+            break;
+        case 4:
+            *(npy_uint32 *)into += (npy_uint32)count;
+            break;
+        default:
+            *(npy_uint64 *)into += count;
+    }
+}
+
 /* What folding starts with: nothing, or what is no matter if it comes again. */
 static void
 begin_fold(const worker *w, const char *into)
@@ -364,6 +402,11 @@ fold(worker *w, npy_intp *position, npy_intp end, char *into)
         int result = npy_deferred_fold(&w->pieces, *position, n, w->pieces.folded);
         if (result != 0) {
             return result == NPY_DEFERRED_NANS ? 0 : result;
+        }
+        if (w->r->counts) {
+            add_count(w, into);
+            *position += n;
+            continue;
         }
         memcpy(found, into, size);
         result =
@@ -438,7 +481,8 @@ NPY_NO_EXPORT int
 npy_deferred_reduce_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
 {
     npy_intp end = position + n;
-    npy_intp stretch = w->r->is_cast ? PyArray_MIN(n, w->r->buffersize) : n;
+    npy_intp stretch =
+            w->r->is_cast && !w->r->counts ? PyArray_MIN(n, w->r->buffersize) : n;
     npy_intp next = position + stretch;
     int result = 0;
     if (first) {

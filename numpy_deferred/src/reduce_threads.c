@@ -231,6 +231,9 @@ fold_instruction(const reduction *r)
     if (r->strides[0] == 0 && r->cut == PAIRWISE && r->reducer.add_up != NULL) {
         return NPY_DEFERRED_TILE_SUM_EIGHTHS;
     }
+    if (r->counts) {
+        return r->strides[0] == 0 ? NPY_DEFERRED_TILE_FOLD_COUNT : -1;
+    }
     return r->strides[0] == 0                                    ? r->reducer.fold
            : r->strides[0] == r->context->descriptors[0]->elsize ? r->reducer.joining
                                                                  : -1;

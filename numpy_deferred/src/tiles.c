@@ -246,6 +246,7 @@ operation_of(const PyUFuncObject *ufunc, int *traits)
             {n_ops.true_divide, NPY_DEFERRED_TILE_DIVIDE, FLOATS},
             {n_ops.square, NPY_DEFERRED_TILE_SQUARE, FLOATS | INTEGERS},
             {n_ops.sqrt, NPY_DEFERRED_TILE_SQRT, FLOATS},
+            {n_ops.positive, NPY_DEFERRED_TILE_POSITIVE, FLOATS | INTEGERS},
             {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE, FLOATS | INTEGERS},
             {n_ops.reciprocal, NPY_DEFERRED_TILE_RECIPROCAL, FLOATS},
             {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS | SIGNED},
@@ -296,6 +297,7 @@ complex_operation_of(const PyUFuncObject *ufunc)
             {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT},
             {n_ops.multiply, NPY_DEFERRED_TILE_COMPLEX_MULTIPLY},
             {n_ops.square, NPY_DEFERRED_TILE_COMPLEX_SQUARE},
+            {n_ops.positive, NPY_DEFERRED_TILE_POSITIVE},
             {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE},
             {n_ops.conjugate, NPY_DEFERRED_TILE_CONJUGATE},
     };
@@ -313,6 +315,24 @@ npy_deferred_is_exact(const npy_deferred_node *node)
     return operation >= 0 && operation < NPY_DEFERRED_TILE_NEGATIVE &&
            type_of(node->descrs[0]) != NPY_DEFERRED_TILE_NONE &&
            has_traits(traits, node->descrs[0]);
+}
+
+/* Whether an operation raises nothing, for the type of its first operand. */
+static int
+raises_nothing(int operation, int traits, const PyArray_Descr *descr)
+{
+    if (PyTypeNum_ISINTEGER(descr->type_num)) {
+        return has_traits(traits, descr);
+    }
+    /* It only looks at numbers, or moves them. */
+    return (operation >= NPY_DEFERRED_TILE_LESS &&
+            operation < NPY_DEFERRED_TILE_SELECT) ||
+           operation == NPY_DEFERRED_TILE_POSITIVE ||
+           operation == NPY_DEFERRED_TILE_NEGATIVE ||
+           (operation == NPY_DEFERRED_TILE_ABSOLUTE &&
+            !PyTypeNum_ISCOMPLEX(descr->type_num)) ||
+           (operation >= NPY_DEFERRED_TILE_IS_NAN &&
+            operation <= NPY_DEFERRED_TILE_IS_FINITE);
 }
 
 /* Which operation a ufunc on booleans is, on masks, or -1. */
@@ -333,6 +353,26 @@ truth_operation_of(const PyUFuncObject *ufunc)
     };
     const known_operation *found = FIND(known, ufunc);
     return found == NULL ? -1 : found->operation;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_quiet(const npy_deferred_node *node)
+{
+    int traits, operation = operation_of(node->ufunc, &traits);
+    const PyArray_Descr *descr = node->descrs[0];
+    int is_known = npy_deferred_is_where(node->ufunc) ||
+                   (descr->type_num == NPY_BOOL
+                            ? truth_operation_of(node->ufunc) >= 0
+                            : operation >= 0 && PyTypeNum_ISNUMBER(descr->type_num) &&
+                                      raises_nothing(operation, traits, descr));
+    for (int i = 0; i < node->nin && is_known; i++) {
+        PyArrayObject *array = node->operands[i].array;
+        is_known =
+                array == NULL || (PyArray_TYPE(array) == node->descrs[i]->type_num &&
+                                  (!npy_deferred_is(array) ||
+                                   npy_deferred_is_quiet(npy_deferred_node_of(array))));
+    }
+    return is_known;
 }
 
 static int
@@ -909,7 +949,9 @@ put_step(writing *w, pending_part at, pending_part before[3])
         return 1;
     }
     if (!is_binary(operation)) {
-        put(w, operation, at.bank, 0);
+        if (operation != NPY_DEFERRED_TILE_POSITIVE) {
+            put(w, operation, at.bank, 0);
+        }
         before[0] = part(plan, at.step, 0, at.bank);
         return 1;
     }

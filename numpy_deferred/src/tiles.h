@@ -105,6 +105,7 @@ typedef enum {
     NPY_DEFERRED_TILE_IS_NAN,
     NPY_DEFERRED_TILE_IS_INF,
     NPY_DEFERRED_TILE_IS_FINITE,
+    NPY_DEFERRED_TILE_POSITIVE, /* in no program, as there is nothing to do */
     NPY_DEFERRED_TILE_INVERT,
     NPY_DEFERRED_TILE_ONE, /* of a mask: 1 where it is set, else 0; the last unary one
                             */
@@ -131,11 +132,23 @@ typedef enum {
     NPY_DEFERRED_TILE_FOLD_SUM, /* of integers */
     NPY_DEFERRED_TILE_FOLD_LARGEST,
     NPY_DEFERRED_TILE_FOLD_SMALLEST,
+    /* instead of STORE_TRUTH: how often each element of the mask was set */
+    NPY_DEFERRED_TILE_FOLD_COUNT,
     NPY_DEFERRED_TILE_JOIN_SUM, /* added to what is in memory */
     /* Machine code only, with tiles of eight: the sum of each eighth element. */
     NPY_DEFERRED_TILE_SUM_EIGHTHS,
     NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
 } npy_deferred_tile_operation;
+
+/* Whether one instruction may come instead of the other, which stores a result. */
+static inline int
+npy_deferred_can_end_by(int store, int instruction)
+{
+    int of_masks = instruction == NPY_DEFERRED_TILE_FOLD_COUNT;
+    return of_masks ? store == NPY_DEFERRED_TILE_STORE_TRUTH
+                    : store == NPY_DEFERRED_TILE_STORE ||
+                              store == NPY_DEFERRED_TILE_STREAM;
+}
 
 #define NPY_DEFERRED_TILE_BANKS 3
 /* The instruction after the last one of a program, in no bank. */

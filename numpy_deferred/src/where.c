@@ -11,6 +11,9 @@
  * of a scalar.  Scalars are cast here, and where that raises something, the call is
  * left to eager NumPy.  So it is where an argument is neither an array nor a scalar of
  * Python's or NumPy's own, as to convert it twice could be seen.
+ *
+ * Assignments where a mask is set, x[mask] = value and np.copyto(x, value, where=mask),
+ * make of a deferred x what np.where(mask, value, x) is, in place.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -346,4 +349,84 @@ npy_deferred_where(PyObject *condition, PyObject *x, PyObject *y, PyObject **res
     }
     clear(&call);
     return captured;
+}
+
+/* ---- assignments where a mask is set ---- */
+
+/* Whether an operand can be read as it is: a plain array of a type that is captured. */
+static int
+is_plain(PyArrayObject *array, PyArray_Descr *descr)
+{
+    return PyArray_CheckExact(array) && PyArray_DESCR(array) == descr;
+}
+
+/* Whether a mask may say what of a deferred array is replaced. */
+static int
+can_assign_where(PyArrayObject *dst, PyArrayObject *mask)
+{
+    PyArray_Descr *descr = PyArray_DESCR(dst);
+    PyArray_Descr *builtin = PyArray_DescrFromType(descr->type_num);
+    PyArray_Descr *boolean = PyArray_DescrFromType(NPY_BOOL);
+    int result = npy_deferred_is(dst) && is_plain(dst, builtin) &&
+                 is_plain(mask, boolean) && PyTypeNum_ISNUMBER(descr->type_num) &&
+                 PyArray_FLAGS(dst) &
+                         (NPY_ARRAY_WRITEABLE | NPY_ARRAY_DEFERRED_WASWRITEABLE);
+    Py_DECREF(builtin);
+    Py_DECREF(boolean);
+    return result;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_assign_where(PyArrayObject *dst, PyArrayObject *mask, PyArrayObject *src)
+{
+    PyArray_Descr *descr = PyArray_DESCR(dst);
+    int buffersize, errmask;
+    if (!can_assign_where(dst, mask) || !is_plain(src, descr)) {
+        return 0;
+    }
+    if (_get_bufsize_errmask(&buffersize, &errmask) < 0) {
+        return -1;
+    }
+    where_call call = {{mask, src, dst, dst},
+                       {PyArray_DESCR(mask), descr, descr, descr}};
+    for (int i = 0; i <= NIN; i++) {
+        Py_INCREF(call.op[i]);
+        Py_INCREF(call.descrs[i]);
+    }
+    int captured =
+            npy_deferred_capture(where_ufunc, where_method, call.descrs, call.op,
+                                 NPY_UNSAFE_CASTING, NPY_KEEPORDER, NULL, &errmask);
+    clear(&call);
+    return captured;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_set_where(PyArrayObject *array, PyObject *index, PyObject *value)
+{
+    PyArrayObject *mask = (PyArrayObject *)index;
+    if (!PyArray_CheckExact(index) || !can_assign_where(array, mask) ||
+        PyArray_NDIM(mask) == 0 || !PyArray_SAMESHAPE(mask, array) ||
+        !(is_scalar(value) ||
+          (PyArray_CheckExact(value) && PyArray_NDIM((PyArrayObject *)value) == 0))) {
+        return 0;
+    }
+    /* As NumPy converts it: errors are its own. */
+    PyArray_Descr *descr = PyArray_DESCR(array);
+    Py_INCREF(descr);
+    PyArrayObject *scalar = (PyArrayObject *)PyArray_FromAny(value, descr, 0, 0,
+                                                             NPY_ARRAY_FORCECAST, NULL);
+    if (scalar == NULL) {
+        return -1;
+    }
+    int result = npy_deferred_assign_where(array, mask, scalar);
+    if (result == 0) {
+        /* To go on would convert it once more, and warn once more. */
+        result = npy_deferred_calculate(array) < 0 ||
+                                 PyObject_SetItem((PyObject *)array, index,
+                                                  (PyObject *)scalar) < 0
+                         ? -1
+                         : 1;
+    }
+    Py_DECREF(scalar);
+    return result;
 }

@@ -752,7 +752,9 @@ static void
 put_fold(assembly *a, int operation, int arg)
 {
     npy_uint8 *jump = NULL;
-    if (is_float(a) && operation != NPY_DEFERRED_TILE_JOIN_SUM) {
+    int compares = operation == NPY_DEFERRED_TILE_FOLD_LARGEST ||
+                   operation == NPY_DEFERRED_TILE_FOLD_SMALLEST;
+    if (is_float(a) && compares) {
         emit(a, XOR_BITS, FIRST, FIRST, in_vector(FIRST));
         for (int i = 0; i < a->vectors; i += 2) {
             emit_number(a, compare_codes[a->type], SECOND, i, in_vector(i + 1),
@@ -773,8 +775,14 @@ put_fold(assembly *a, int operation, int arg)
             folded = element(a, base, a->args[arg].elsize, i);
         }
         emit(a, LOAD, FIRST, 0, folded);
-        if (operation == NPY_DEFERRED_TILE_JOIN_SUM ||
-            operation == NPY_DEFERRED_TILE_FOLD_SUM) {
+        if (operation == NPY_DEFERRED_TILE_FOLD_COUNT) {
+            emit(a,
+                 subtract_codes[is_wide(a) ? NPY_DEFERRED_TILE_INT64
+                                           : NPY_DEFERRED_TILE_INT32],
+                 FIRST, FIRST, in_vector(i));
+        }
+        else if (operation == NPY_DEFERRED_TILE_JOIN_SUM ||
+                 operation == NPY_DEFERRED_TILE_FOLD_SUM) {
             emit(a, add_codes[a->type], FIRST, FIRST, in_vector(i));
         }
         else {
@@ -823,6 +831,7 @@ npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instructi
         case NPY_DEFERRED_TILE_FOLD_SUM:
         case NPY_DEFERRED_TILE_FOLD_LARGEST:
         case NPY_DEFERRED_TILE_FOLD_SMALLEST:
+        case NPY_DEFERRED_TILE_FOLD_COUNT:
         case NPY_DEFERRED_TILE_JOIN_SUM:
             put_fold(a, operation, instruction->arg);
             break;
