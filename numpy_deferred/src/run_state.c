@@ -36,6 +36,8 @@
 #define FAR_BLOCK_BYTES 12288
 #define MEMORY_BYTES ((npy_intp)4 << 20)
 #define MIN_BLOCK 128
+/* Measured: what a single operation takes for longer rows is the same either way. */
+#define MAX_SHORT_ROW 1024
 
 static int
 bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
@@ -115,14 +117,18 @@ bind(run_state *state)
 }
 
 /*
- * Whether units are of use: an operation alone is its only step, and a result
- * that is written where operands lie must be put back before a block is run again.
+ * Whether units are of use: an operation alone is its only step, but where rows are
+ * short, as programs take less time to begin; and a result that is written where
+ * operands lie must be put back before a block is run again.
  */
 static int
 has_units(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     const npy_deferred_value *out = &plan->values[plan->out];
-    return plan->nsteps > 1 && (!walk->overlaps || out->stride == out->descr->elsize);
+    int is_alone =
+            plan->nsteps == 1 && !(walk->rows && walk->runs.length <= MAX_SHORT_ROW &&
+                                   plan->units[0].type != NPY_DEFERRED_TILE_NONE);
+    return !is_alone && (!walk->overlaps || out->stride == out->descr->elsize);
 }
 
 /* Bytes of the slots that units or steps use, for one element. */

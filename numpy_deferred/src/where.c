@@ -400,14 +400,22 @@ npy_deferred_assign_where(PyArrayObject *dst, PyArrayObject *mask, PyArrayObject
     return captured;
 }
 
+/* Whether it is one value, which NumPy converts before it looks at the mask. */
+static int
+is_value_for(PyArrayObject *array, PyObject *value)
+{
+    PyArrayObject *other = (PyArrayObject *)value;
+    return is_scalar(value) || (PyArray_CheckExact(value) && PyArray_NDIM(other) == 0 &&
+                                PyArray_DESCR(other) == PyArray_DESCR(array));
+}
+
 NPY_NO_EXPORT int
 npy_deferred_set_where(PyArrayObject *array, PyObject *index, PyObject *value)
 {
     PyArrayObject *mask = (PyArrayObject *)index;
     if (!PyArray_CheckExact(index) || !can_assign_where(array, mask) ||
         PyArray_NDIM(mask) == 0 || !PyArray_SAMESHAPE(mask, array) ||
-        !(is_scalar(value) ||
-          (PyArray_CheckExact(value) && PyArray_NDIM((PyArrayObject *)value) == 0))) {
+        !is_value_for(array, value)) {
         return 0;
     }
     /* As NumPy converts it: errors are its own. */

@@ -224,6 +224,8 @@ READS = [
         "{0}.trace()",
         "np.allclose({0}, {0})",
     ),
+    *("np.sum({0} > 1)", "np.mean({0} != {0}[::-1])", "np.nansum({0})"),
+    *("np.sum({0} < 2, axis=0, dtype='f4')", "np.nanprod({0}, 0)", "np.nanmean({0})"),
 ]
 BYTE_READS = [
     *("{0}.tobytes()", "memoryview({0}).tolist()", "bytes({0})", "{0}.tobytes('F')"),
@@ -306,6 +308,12 @@ WRITES = [
         "np.add({0}[:-1], {e}, out={0}[1:], casting='unsafe')",
         "np.multiply({e}, {0}.T, out={0}, casting='unsafe')",
         "np.maximum({e}, {0}[..., ::-1], out={0}, casting='unsafe')",
+    ),
+    *(
+        "{0}[{0} > 0] = {s}",
+        "{0}[{0} != {0}] = {s}",
+        "np.copyto({0}, {s}, where={0} < 1)",
+        "np.copyto({0}, {0}[::-1] * 2, where={m}, casting='unsafe')",
     ),
     *(
         "{0}.view('u1')[0] = 3",
