@@ -5,6 +5,7 @@ import gc
 import pickle
 import sys
 import threading
+import warnings
 import weakref
 
 import numpy as np
@@ -596,3 +597,22 @@ def test_collector_finds_nothing(quiet):
     del x
     assert weak() is None
     assert np.deferred.usage_count(a) == 0
+
+
+def test_filters_that_change_in_place():
+    """Whether warnings may raise is asked for each filter once, and again for others."""
+    x = np.ones(2000)
+    with (
+        np.errstate(all="warn"),
+        np.deferredstate(True),
+        warnings.catch_warnings(),
+    ):
+        for action, stays in [("ignore", True), ("error", False), ("ignore", True)] * 2:
+            warnings.simplefilter(action, RuntimeWarning)
+            y = x * 2
+            y += x
+            assert y.flags.deferred == stays
+            warnings.filters.pop(0)
+            warnings.filterwarnings(action, category=RuntimeWarning)
+            y += x
+            assert y.flags.deferred == stays

@@ -86,18 +86,57 @@ judge_filter(PyObject *filter)
     return of_all && PyLong_AsLong(lineno) == 0 ? -1 : 0;
 }
 
+/* The filters that were judged last, and how: they are seldom others.  Guarded by the
+ * GIL. */
+static struct {
+    PyObject *filters; /* owned: a tuple, or NULL */
+    int may_raise;
+} judged;
+
+static int
+are_judged(PyObject *filters)
+{
+    Py_ssize_t n = PyList_GET_SIZE(filters);
+    if (judged.filters == NULL || PyTuple_GET_SIZE(judged.filters) != n) {
+        return 0;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (PyTuple_GET_ITEM(judged.filters, i) != PyList_GET_ITEM(filters, i)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 /* Whether some filter makes our warnings exceptions; when in doubt it does. */
 static int
 warnings_may_raise(PyObject *filters)
 {
-    int judgement = filters == NULL || !PyList_CheckExact(filters);
-    for (Py_ssize_t i = 0; judgement == 0 && i < PyList_GET_SIZE(filters); i++) {
-        PyObject *filter = Py_NewRef(PyList_GET_ITEM(filters, i));
-        judgement = judge_filter(filter);
-        Py_DECREF(filter);
+    if (filters == NULL || !PyList_CheckExact(filters)) {
+        return 1;
+    }
+    if (are_judged(filters)) {
+        return judged.may_raise;
+    }
+    /* Another class of classes may answer otherwise the next time. */
+    int judgement = 0, lasts = 1;
+    PyObject *seen = PyList_AsTuple(filters);
+    for (Py_ssize_t i = 0; seen != NULL && i < PyTuple_GET_SIZE(seen); i++) {
+        PyObject *filter = PyTuple_GET_ITEM(seen, i);
+        judgement = judgement != 0 ? judgement : judge_filter(filter);
+        lasts &= PyTuple_Check(filter) && PyTuple_GET_SIZE(filter) == 5 &&
+                 Py_IS_TYPE(PyTuple_GET_ITEM(filter, 2), &PyType_Type);
     }
     PyErr_Clear();
-    return judgement > 0;
+    int may_raise = seen == NULL || judgement > 0;
+    if (seen != NULL && lasts) {
+        Py_XSETREF(judged.filters, seen);
+        judged.may_raise = may_raise;
+    }
+    else {
+        Py_XDECREF(seen);
+    }
+    return may_raise;
 }
 
 NPY_NO_EXPORT int
