@@ -600,7 +600,7 @@ def test_collector_finds_nothing(quiet):
 
 
 def test_filters_that_change_in_place():
-    """Whether warnings may raise is asked for each filter once, and again for others."""
+    """Whether a warning may raise is asked for once, and again of other filters."""
     x = np.ones(2000)
     with (
         np.errstate(all="warn"),
