@@ -364,7 +364,10 @@ def test_quiet_operations_wait_on():
             i + i * 3,
             i << 2,
         ]
+        z = x + 0j
+        np.deferred.calculate(z)
         loud = [x + 1, np.sqrt(x), x // 2, -(x * x), i / 3, np.where(mask, x * x, x)]
+        loud += [z > 1, np.abs(z), np.isnan(x * x), x > np.float32(2) * x]
         with np.errstate(divide="ignore"):
             pass
         assert [a.flags.deferred for a in quiet] == [True] * len(quiet)

@@ -782,11 +782,17 @@ npy_deferred_forget_code(void);
 NPY_NO_EXPORT void
 npy_deferred_plan_release(npy_deferred_plan *plan);
 
-/* ---- tiles.c: steps that run together in registers ---- */
+/* ---- tile_operations.c: which operations tile programs have ---- */
 
 /* Find the ufuncs of the module.  Returns 0, or -1 with an exception set. */
 NPY_NO_EXPORT int
-npy_deferred_tiles_init(PyObject *module);
+npy_deferred_tile_operations_init(PyObject *module);
+/* What a program would work on for values of a type. */
+NPY_NO_EXPORT npy_deferred_tile_type
+npy_deferred_tile_type_of(const PyArray_Descr *descr);
+/* Which operation of programs it is, for the type of its first operand, or -1. */
+NPY_NO_EXPORT int
+npy_deferred_tile_operation_of(const npy_deferred_node *node);
 /* Whether all loops of an operation, whatever strides they have, give the same, but
  * for which of two NaNs it is. */
 NPY_NO_EXPORT int
@@ -794,6 +800,9 @@ npy_deferred_is_exact(const npy_deferred_node *node);
 /* Whether neither the operation nor those that it waits for can raise anything. */
 NPY_NO_EXPORT int
 npy_deferred_is_quiet(const npy_deferred_node *node);
+
+/* ---- tiles.c: steps that run together in registers ---- */
+
 /* Put the plan's steps together to units. */
 NPY_NO_EXPORT void
 npy_deferred_make_units(npy_deferred_plan *plan, const npy_deferred_walk *walk);

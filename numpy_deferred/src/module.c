@@ -386,8 +386,9 @@ npy_deferred_init(PyObject *module)
 {
     if (npy_deferred_state_init(module) < 0 || npy_deferred_scope_init(module) < 0 ||
         npy_deferred_origin_init() < 0 || npy_deferred_memory_init() < 0 ||
-        npy_deferred_where_init() < 0 || npy_deferred_tiles_init(module) < 0 ||
-        npy_deferred_gil_init() < 0 || npy_deferred_capi_init(module) < 0) {
+        npy_deferred_where_init() < 0 ||
+        npy_deferred_tile_operations_init(module) < 0 || npy_deferred_gil_init() < 0 ||
+        npy_deferred_capi_init(module) < 0) {
         return -1;
     }
     npy_deferred_threads_init(module);

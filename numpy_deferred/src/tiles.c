@@ -21,23 +21,6 @@
 #include "npy_cpu_dispatch.h"
 #include "number.h"
 
-static npy_deferred_tile_type
-type_of(const PyArray_Descr *descr)
-{
-    if (descr->type_num == NPY_DOUBLE) {
-        return NPY_DEFERRED_TILE_DOUBLE;
-    }
-    if (descr->type_num == NPY_FLOAT) {
-        return NPY_DEFERRED_TILE_FLOAT;
-    }
-    if (!PyTypeNum_ISINTEGER(descr->type_num)) {
-        return NPY_DEFERRED_TILE_NONE;
-    }
-    return descr->elsize == 8   ? NPY_DEFERRED_TILE_INT64
-           : descr->elsize == 4 ? NPY_DEFERRED_TILE_INT32
-                                : NPY_DEFERRED_TILE_NONE;
-}
-
 #if NPY_DEFERRED_HAVE_TILES
 
 #    include "tiles.dispatch.h"
@@ -115,7 +98,8 @@ npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
                               npy_deferred_tile_reduction what)
 {
     npy_deferred_tile_reducer reducer = {.fold = fold_for(descr, what), .joining = -1};
-    if (what == NPY_DEFERRED_TILE_SUM && type_of(descr) != NPY_DEFERRED_TILE_NONE) {
+    if (what == NPY_DEFERRED_TILE_SUM &&
+        npy_deferred_tile_type_of(descr) != NPY_DEFERRED_TILE_NONE) {
         reducer.joining = NPY_DEFERRED_TILE_JOIN_SUM;
     }
     int wide = descr->type_num == NPY_DOUBLE;
@@ -173,207 +157,6 @@ npy_deferred_tile_machine_for(npy_deferred_tile_type type)
 }
 
 #endif
-
-/* What an operation takes. */
-typedef enum {
-    FLOATS = 1,
-    SIGNED = 2,
-    UNSIGNED = 4,
-} operation_traits;
-#define INTEGERS (SIGNED | UNSIGNED)
-
-/* Whether eager NumPy's extremes of floats are the machine's, in all of its loops. */
-#if defined(NPY_HAVE_SSE2) && !defined(NPY_DISABLE_OPTIMIZATION)
-#    define EXTREMES (FLOATS | SIGNED)
-#else
-#    define EXTREMES SIGNED
-#endif
-
-typedef struct {
-    PyObject *ufunc;
-    int operation, traits;
-} known_operation;
-
-/* The one of these that is a ufunc, or NULL. */
-static const known_operation *
-find_operation(const known_operation known[], size_t n, const PyUFuncObject *ufunc)
-{
-    for (size_t i = 0; i < n; i++) {
-        if (known[i].ufunc == (PyObject *)ufunc) {
-            return &known[i];
-        }
-    }
-    return NULL;
-}
-#define FIND(known, ufunc) \
-    find_operation(known, sizeof(known) / sizeof(*(known)), ufunc)
-
-/* Ufuncs that NumPy's C code has no other name for; borrowed, immortal. */
-static struct {
-    PyObject *fabs, *trunc, *isnan, *isinf, *isfinite, *logical_not;
-} others;
-
-NPY_NO_EXPORT int
-npy_deferred_tiles_init(PyObject *module)
-{
-    const struct {
-        PyObject **ufunc;
-        const char *name;
-    } all[] = {
-            {&others.fabs, "fabs"},         {&others.trunc, "trunc"},
-            {&others.isnan, "isnan"},       {&others.isinf, "isinf"},
-            {&others.isfinite, "isfinite"}, {&others.logical_not, "logical_not"},
-    };
-    PyObject *names = PyModule_GetDict(module);
-    for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) {
-        *all[i].ufunc = PyDict_GetItemString(names, all[i].name);
-        if (*all[i].ufunc == NULL) {
-            PyErr_Format(PyExc_ImportError, "NumPy has no ufunc %s", all[i].name);
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* Which operation a ufunc is, or -1. */
-static int
-operation_of(const PyUFuncObject *ufunc, int *traits)
-{
-    const known_operation known[] = {
-            {n_ops.add, NPY_DEFERRED_TILE_ADD, FLOATS | INTEGERS},
-            {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT, FLOATS | INTEGERS},
-            {n_ops.multiply, NPY_DEFERRED_TILE_MULTIPLY, FLOATS | INTEGERS},
-            {n_ops.true_divide, NPY_DEFERRED_TILE_DIVIDE, FLOATS},
-            {n_ops.square, NPY_DEFERRED_TILE_SQUARE, FLOATS | INTEGERS},
-            {n_ops.sqrt, NPY_DEFERRED_TILE_SQRT, FLOATS},
-            {n_ops.positive, NPY_DEFERRED_TILE_POSITIVE, FLOATS | INTEGERS},
-            {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE, FLOATS | INTEGERS},
-            {n_ops.reciprocal, NPY_DEFERRED_TILE_RECIPROCAL, FLOATS},
-            {n_ops.absolute, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS | SIGNED},
-            {others.fabs, NPY_DEFERRED_TILE_ABSOLUTE, FLOATS},
-            {n_ops.floor, NPY_DEFERRED_TILE_FLOOR, FLOATS},
-            {n_ops.ceil, NPY_DEFERRED_TILE_CEIL, FLOATS},
-            {others.trunc, NPY_DEFERRED_TILE_TRUNC, FLOATS},
-            {n_ops.rint, NPY_DEFERRED_TILE_RINT, FLOATS},
-            {others.isnan, NPY_DEFERRED_TILE_IS_NAN, FLOATS},
-            {others.isinf, NPY_DEFERRED_TILE_IS_INF, FLOATS},
-            {others.isfinite, NPY_DEFERRED_TILE_IS_FINITE, FLOATS},
-            {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND, INTEGERS},
-            {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR, INTEGERS},
-            {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR, INTEGERS},
-            {n_ops.invert, NPY_DEFERRED_TILE_INVERT, INTEGERS},
-            {n_ops.left_shift, NPY_DEFERRED_TILE_SHIFT_LEFT, INTEGERS},
-            {n_ops.right_shift, NPY_DEFERRED_TILE_SHIFT_RIGHT, INTEGERS},
-            {n_ops.less, NPY_DEFERRED_TILE_LESS, FLOATS | SIGNED},
-            {n_ops.less_equal, NPY_DEFERRED_TILE_LESS_EQUAL, FLOATS | SIGNED},
-            {n_ops.greater, NPY_DEFERRED_TILE_GREATER, FLOATS | SIGNED},
-            {n_ops.greater_equal, NPY_DEFERRED_TILE_GREATER_EQUAL, FLOATS | SIGNED},
-            {n_ops.equal, NPY_DEFERRED_TILE_EQUAL, FLOATS | INTEGERS},
-            {n_ops.not_equal, NPY_DEFERRED_TILE_NOT_EQUAL, FLOATS | INTEGERS},
-            {n_ops.maximum, NPY_DEFERRED_TILE_LARGER, EXTREMES},
-            {n_ops.minimum, NPY_DEFERRED_TILE_SMALLER, EXTREMES},
-            {n_ops.clip, NPY_DEFERRED_TILE_RAISE, FLOATS | SIGNED},
-    };
-    const known_operation *found = FIND(known, ufunc);
-    *traits = found == NULL ? 0 : found->traits;
-    return found == NULL ? -1 : found->operation;
-}
-
-static int
-has_traits(int traits, const PyArray_Descr *descr)
-{
-    int needed = PyTypeNum_ISFLOAT(descr->type_num)      ? FLOATS
-                 : PyTypeNum_ISUNSIGNED(descr->type_num) ? UNSIGNED
-                                                         : SIGNED;
-    return (traits & needed) != 0;
-}
-
-/* Which operation a ufunc on complex numbers is, or -1. */
-static int
-complex_operation_of(const PyUFuncObject *ufunc)
-{
-    const known_operation known[] = {
-            {n_ops.add, NPY_DEFERRED_TILE_ADD},
-            {n_ops.subtract, NPY_DEFERRED_TILE_SUBTRACT},
-            {n_ops.multiply, NPY_DEFERRED_TILE_COMPLEX_MULTIPLY},
-            {n_ops.square, NPY_DEFERRED_TILE_COMPLEX_SQUARE},
-            {n_ops.positive, NPY_DEFERRED_TILE_POSITIVE},
-            {n_ops.negative, NPY_DEFERRED_TILE_NEGATIVE},
-            {n_ops.conjugate, NPY_DEFERRED_TILE_CONJUGATE},
-    };
-    if (!(npy_deferred_tile_machine_traits() & NPY_DEFERRED_TILES_FUSE)) {
-        return -1;
-    }
-    const known_operation *found = FIND(known, ufunc);
-    return found == NULL ? -1 : found->operation;
-}
-
-NPY_NO_EXPORT int
-npy_deferred_is_exact(const npy_deferred_node *node)
-{
-    int traits, operation = operation_of(node->ufunc, &traits);
-    return operation >= 0 && operation < NPY_DEFERRED_TILE_NEGATIVE &&
-           type_of(node->descrs[0]) != NPY_DEFERRED_TILE_NONE &&
-           has_traits(traits, node->descrs[0]);
-}
-
-/* Whether an operation raises nothing, for the type of its first operand. */
-static int
-raises_nothing(int operation, int traits, const PyArray_Descr *descr)
-{
-    if (PyTypeNum_ISINTEGER(descr->type_num)) {
-        return has_traits(traits, descr);
-    }
-    /* It only looks at numbers, or moves them. */
-    return (operation >= NPY_DEFERRED_TILE_LESS &&
-            operation < NPY_DEFERRED_TILE_SELECT) ||
-           operation == NPY_DEFERRED_TILE_POSITIVE ||
-           operation == NPY_DEFERRED_TILE_NEGATIVE ||
-           (operation == NPY_DEFERRED_TILE_ABSOLUTE &&
-            !PyTypeNum_ISCOMPLEX(descr->type_num)) ||
-           (operation >= NPY_DEFERRED_TILE_IS_NAN &&
-            operation <= NPY_DEFERRED_TILE_IS_FINITE);
-}
-
-/* Which operation a ufunc on booleans is, on masks, or -1. */
-static int
-truth_operation_of(const PyUFuncObject *ufunc)
-{
-    const known_operation known[] = {
-            {n_ops.bitwise_and, NPY_DEFERRED_TILE_AND},
-            {n_ops.bitwise_or, NPY_DEFERRED_TILE_OR},
-            {n_ops.bitwise_xor, NPY_DEFERRED_TILE_XOR},
-            {n_ops.invert, NPY_DEFERRED_TILE_INVERT},
-            {n_ops.logical_and, NPY_DEFERRED_TILE_AND},
-            {n_ops.logical_or, NPY_DEFERRED_TILE_OR},
-            {n_ops.multiply, NPY_DEFERRED_TILE_AND},
-            {n_ops.add, NPY_DEFERRED_TILE_OR},
-            {n_ops.not_equal, NPY_DEFERRED_TILE_XOR},
-            {others.logical_not, NPY_DEFERRED_TILE_INVERT},
-    };
-    const known_operation *found = FIND(known, ufunc);
-    return found == NULL ? -1 : found->operation;
-}
-
-NPY_NO_EXPORT int
-npy_deferred_is_quiet(const npy_deferred_node *node)
-{
-    int traits, operation = operation_of(node->ufunc, &traits);
-    const PyArray_Descr *descr = node->descrs[0];
-    int is_known = npy_deferred_is_where(node->ufunc) ||
-                   (descr->type_num == NPY_BOOL
-                            ? truth_operation_of(node->ufunc) >= 0
-                            : operation >= 0 && PyTypeNum_ISNUMBER(descr->type_num) &&
-                                      raises_nothing(operation, traits, descr));
-    for (int i = 0; i < node->nin && is_known; i++) {
-        PyArrayObject *array = node->operands[i].array;
-        is_known =
-                array == NULL || (PyArray_TYPE(array) == node->descrs[i]->type_num &&
-                                  (!npy_deferred_is(array) ||
-                                   npy_deferred_is_quiet(npy_deferred_node_of(array))));
-    }
-    return is_known;
-}
 
 static int
 is_binary(int operation)
@@ -501,7 +284,8 @@ without_copy(const npy_deferred_plan *plan, int value)
                                                                      : value;
     }
     return source->stride == source->descr->elsize &&
-                           converting_load(type_of(copy->descr), source->descr) >= 0
+                           converting_load(npy_deferred_tile_type_of(copy->descr),
+                                           source->descr) >= 0
                    ? copy->source
                    : value;
 }
@@ -545,7 +329,7 @@ type_for_masks(const npy_deferred_plan *plan, const npy_deferred_step *step)
             type = type_of_mask(plan, value);
         }
     }
-    return step->is_cast      ? type_of(result->descr)
+    return step->is_cast      ? npy_deferred_tile_type_of(result->descr)
            : is_truth(result) ? type
                               : NPY_DEFERRED_TILE_NONE;
 }
@@ -559,7 +343,7 @@ takes(const npy_deferred_plan *plan, const npy_deferred_step *step, int first,
         const npy_deferred_value *value = &plan->values[step->args[i]];
         int is_result = i == step->nargs - 1;
         /* Comparisons may have one operand with a sign, and one without. */
-        int fits = type_of(value->descr) == type &&
+        int fits = npy_deferred_tile_type_of(value->descr) == type &&
                    PyTypeNum_ISUNSIGNED(value->descr->type_num) ==
                            PyTypeNum_ISUNSIGNED(descr->type_num);
         if (!(fits || (is_result && is_truth(value))) || !value->aligned ||
@@ -592,9 +376,7 @@ static void
 classify_complex(const npy_deferred_plan *plan, npy_deferred_step *step)
 {
     int type_num = step->node->descrs[0]->type_num;
-    step->tile_operation = complex_operation_of(step->node->ufunc);
-    if (type_num != NPY_CLONGDOUBLE && step->tile_operation >= 0 &&
-        takes_complex(plan, step, type_num)) {
+    if (type_num != NPY_CLONGDOUBLE && takes_complex(plan, step, type_num)) {
         step->tile_type = type_num == NPY_CDOUBLE ? NPY_DEFERRED_TILE_DOUBLE
                                                   : NPY_DEFERRED_TILE_FLOAT;
     }
@@ -619,7 +401,6 @@ is_clip(const npy_deferred_plan *plan, const npy_deferred_step *step)
 static void
 classify(npy_deferred_plan *plan, npy_deferred_step *step)
 {
-    int traits;
     step->tile_type = NPY_DEFERRED_TILE_NONE;
     step->joins = -1;
     step->banks = step->njoined = 1;
@@ -629,7 +410,7 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     }
     if (is_select(step)) {
         PyArray_Descr *descr = step->node->descrs[1];
-        npy_deferred_tile_type type = type_of(descr);
+        npy_deferred_tile_type type = npy_deferred_tile_type_of(descr);
         step->tile_operation = NPY_DEFERRED_TILE_SELECT;
         if (type != NPY_DEFERRED_TILE_NONE && takes(plan, step, 1, descr, type) &&
             can_be_mask(&plan->values[step->args[0]])) {
@@ -638,15 +419,14 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
         return;
     }
     step->takes_masks = is_truth(&plan->values[step->args[0]]);
-    if (step->takes_masks) {
-        step->tile_operation = step->is_cast ? NPY_DEFERRED_TILE_ONE
-                                             : truth_operation_of(step->node->ufunc);
-        if (step->tile_operation >= 0) {
-            step->tile_type = type_for_masks(plan, step);
-        }
+    step->tile_operation = !step->is_cast ? npy_deferred_tile_operation_of(step->node)
+                           : step->takes_masks ? NPY_DEFERRED_TILE_ONE
+                                               : -1;
+    if (step->tile_operation < 0) {
         return;
     }
-    if (step->is_cast) {
+    if (step->takes_masks) {
+        step->tile_type = type_for_masks(plan, step);
         return;
     }
     const PyArray_Descr *descr = step->node->descrs[0];
@@ -654,19 +434,8 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
         classify_complex(plan, step);
         return;
     }
-    step->tile_operation = operation_of(step->node->ufunc, &traits);
-    if (step->tile_operation < 0) {
-        return;
-    }
-    npy_deferred_tile_type type = type_of(step->node->descrs[0]);
-    if (type == NPY_DEFERRED_TILE_NONE || !has_traits(traits, descr)) {
-        return;
-    }
-    if (step->tile_operation == NPY_DEFERRED_TILE_SHIFT_RIGHT &&
-        PyTypeNum_ISUNSIGNED(descr->type_num)) {
-        step->tile_operation = NPY_DEFERRED_TILE_SHIFT_BITS_RIGHT;
-    }
-    if (takes(plan, step, 0, descr, type) &&
+    npy_deferred_tile_type type = npy_deferred_tile_type_of(descr);
+    if (type != NPY_DEFERRED_TILE_NONE && takes(plan, step, 0, descr, type) &&
         (step->tile_operation != NPY_DEFERRED_TILE_RAISE || is_clip(plan, step))) {
         step->tile_type = type;
     }
