@@ -372,3 +372,16 @@ def test_quiet_operations_wait_on():
             pass
         assert [a.flags.deferred for a in quiet] == [True] * len(quiet)
         assert [a.flags.deferred for a in loud] == [False] * len(loud)
+
+
+@pytest.mark.parametrize("char", "fd")
+def test_nan_to_num_is_one_pass(char):
+    a = with_nans(char, (60, 70), np.reshape, 0.2)
+    a[3], a[4] = np.inf, -np.inf
+    keywords = {"nan": 7, "posinf": 8, "neginf": -8}
+    with np.errstate(all="ignore"):
+        assert_same(lambda: np.nan_to_num(a))
+        assert_same(lambda: np.nan_to_num(a * 2, **keywords) + 1)
+        with counted() as counters, np.deferredstate(True):
+            np.deferred.calculate(np.nan_to_num(a) + 1)
+    assert (counters.calculated, counters.fused) == (1, 0)

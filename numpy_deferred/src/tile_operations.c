@@ -68,7 +68,10 @@ find_operation(const known_operation known[], size_t n, const PyUFuncObject *ufu
 #define FIND(known, ufunc) \
     find_operation(known, sizeof(known) / sizeof(*(known)), ufunc)
 
-/* Ufuncs that NumPy's C code has no other name for; borrowed, immortal. */
+/*
+ * Ufuncs that NumPy's C code has no other name for; borrowed, immortal.  signbit is
+ * none of them: it would tell which sign the NaNs have that a program has made.
+ */
 static struct {
     PyObject *fabs, *trunc, *isnan, *isinf, *isfinite, *logical_not;
 } others;
