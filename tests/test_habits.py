@@ -52,24 +52,6 @@ def test_other_uses(body):
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        "x = f + 1; marks += '01'[x.flags.deferred]; (x * 2)[0]",
-        "x = f + 1; marks += '01'[x.flags.deferred]; x.sum()",
-        "x = f + 1; marks += '01'[x.flags.deferred]; f[:] = x",
-    ],
-    ids=["used", "reduced", "assigned"],
-)
-def test_one_small_array_spared(body):
-    assert deferred_in_turn(f"f = np.ones(10_000, 'f4'); {body}").count("1") < 20
-
-
-def test_two_small_arrays_spared():
-    body = "x = f + 1; marks += '01'[x.flags.deferred]; (x * 2 - f)[0]"
-    assert deferred_in_turn(f"f = np.ones(10_000, 'f4'); {body}") == "1" * 200
-
-
-@pytest.mark.parametrize(
     ("min_bytes", "habits", "are_kept"),
     [("0", None, False), ("100", "1", True), (None, "0", False), (None, "1", True)],
 )

@@ -199,28 +199,7 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
     return 0;
 }
 
-/*
- * Bytes that eager NumPy would have written and read again, from which on it pays to
- * defer an expression, and for each of its operations.  Measured: with one temporary
- * array of 40 kB, floor(a*10) and (a + b).sum() take 1.1 to 1.3 times as long as eager
- * NumPy, with one of 80 kB, or two, as long or less.
- */
-#define SPARED_BYTES (32 << 10)
-#define SPARED_BY_EACH (12 << 10)
-
-/* Whether that gained nothing; what is not FRESH, or consumed, spares its result. */
-static int
-gained_nothing(const npy_deferred_expression *expression, PyArrayObject *out,
-               int spares_result)
-{
-    npy_intp spared = spares_result ? PyArray_NBYTES(out) : 0;
-    for (int i = 0; i < expression->nnodes - 1; i++) {
-        spared += PyArray_NBYTES(expression->nodes[i]->array);
-    }
-    return spared < SPARED_BYTES + SPARED_BY_EACH * expression->nnodes;
-}
-
-/* Results of their lines were calculated, which did not pay if `alone`. */
+/* Results of their lines were calculated: by themselves, or with others. */
 static void
 note_lines(const npy_deferred_expression *expression, int alone)
 {
@@ -263,9 +242,8 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     note_repeated(expression, plan);
     result = run_plan(plan, &walk, consumer, errors);
     if (result == 0) {
-        note_lines(expression,
-                   gained_nothing(expression, out,
-                                  consumer != NULL || target != NPY_DEFERRED_FRESH));
+        note_lines(expression, expression->nnodes == 1 && consumer == NULL &&
+                                       target == NPY_DEFERRED_FRESH);
     }
     npy_deferred_plan_release(plan);
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {

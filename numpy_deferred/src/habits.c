@@ -2,11 +2,10 @@
  * Habits: what became of the results that a line of Python wrote.
  *
  * Where each result of an operation is read by itself, with nothing done to it before,
- * or with so little that it spares one small array (evaluate.c), to defer it gains
- * nothing and takes a microsecond or two, which smaller results feel.  So lines are
- * watched: after some results in a row that gained nothing, the next ones are computed
- * at once, but for one now and then, which tells whether the line is used in the same
- * way still.  Operations that broadcast are not watched, as
+ * to defer it gains nothing and takes a microsecond or two, which smaller results feel.
+ * So lines are watched: after some results in a row that were calculated alone, the
+ * next ones are computed at once, but for one now and then, which tells whether the
+ * line is used in the same way still.  Operations that broadcast are not watched, as
  * they gain by themselves.
  *
  * A reduction reads a deferred array without storing it.  Where it is read again, all
@@ -32,7 +31,7 @@
 
 #include "deferred.h"
 
-/* Results in a row that gained nothing, after which a line runs at once. */
+/* Results in a row that were calculated alone, after which a line runs at once. */
 #define ALONE_AT_LEAST 8
 /* Of those that run at once then, each so many-th is deferred. */
 #define TRY_EVERY 64
