@@ -136,6 +136,15 @@ struct npy_deferred_node {
     npy_deferred_operand operands[];               /* nin of them */
 };
 
+/* Whether it is the only one of its type that NumPy has: native, without metadata. */
+static inline int
+npy_deferred_is_builtin(PyArray_Descr *descr)
+{
+    PyArray_Descr *builtin = PyArray_DescrFromType(descr->type_num);
+    Py_DECREF(builtin);
+    return builtin == descr;
+}
+
 /* Of what `array` is; borrowed. */
 static inline PyArray_Descr *
 npy_deferred_result_descr(const npy_deferred_node *node)

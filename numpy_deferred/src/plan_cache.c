@@ -224,28 +224,20 @@ hash_of(const draft *d)
     return hash ^ hash >> 32;
 }
 
-static int
-is_builtin(PyArray_Descr *descr)
-{
-    PyArray_Descr *builtin = PyArray_DescrFromType(descr->type_num);
-    Py_DECREF(builtin);
-    return builtin == descr;
-}
-
 /* Whether neither the ufuncs nor the types of a walk are ever freed. */
 static int
 is_lasting(const npy_deferred_walk *walk)
 {
     const npy_deferred_expression *expression = walk->expression;
-    int lasting = is_builtin(PyArray_DESCR(walk->out));
+    int lasting = npy_deferred_is_builtin(PyArray_DESCR(walk->out));
     for (int i = 0; lasting && i < expression->noperands; i++) {
-        lasting = is_builtin(PyArray_DESCR(expression->operands[i]));
+        lasting = npy_deferred_is_builtin(PyArray_DESCR(expression->operands[i]));
     }
     for (int i = 0; lasting && i < expression->nnodes; i++) {
         const npy_deferred_node *node = expression->nodes[i];
         lasting = npy_deferred_is_own_ufunc(node->ufunc);
         for (int j = 0; lasting && j < node->ufunc->nargs; j++) {
-            lasting = is_builtin(node->descrs[j]);
+            lasting = npy_deferred_is_builtin(node->descrs[j]);
         }
     }
     return lasting;

@@ -297,9 +297,7 @@ prepare(where_call *call, PyObject *const given[])
         call->descrs[i] = (PyArray_Descr *)Py_NewRef(common);
     }
     Py_DECREF(common);
-    PyArray_Descr *builtin = PyArray_DescrFromType(common->type_num);
-    Py_DECREF(builtin);
-    if (common != builtin) {
+    if (!npy_deferred_is_builtin(common)) {
         return leave(NPY_DEFERRED_AT_ONCE_TYPES); /* metadata, for instance */
     }
     for (int i = 0; i < NIN; i++) {
@@ -353,7 +351,7 @@ npy_deferred_where(PyObject *condition, PyObject *x, PyObject *y, PyObject **res
 
 /* ---- assignments where a mask is set ---- */
 
-/* Whether an operand can be read as it is: a plain array of a type that is captured. */
+/* Whether it is a plain array of the type. */
 static int
 is_plain(PyArrayObject *array, PyArray_Descr *descr)
 {
@@ -364,16 +362,12 @@ is_plain(PyArrayObject *array, PyArray_Descr *descr)
 static int
 can_assign_where(PyArrayObject *dst, PyArrayObject *mask)
 {
-    PyArray_Descr *descr = PyArray_DESCR(dst);
-    PyArray_Descr *builtin = PyArray_DescrFromType(descr->type_num);
-    PyArray_Descr *boolean = PyArray_DescrFromType(NPY_BOOL);
-    int result = npy_deferred_is(dst) && is_plain(dst, builtin) &&
-                 is_plain(mask, boolean) && PyTypeNum_ISNUMBER(descr->type_num) &&
-                 PyArray_FLAGS(dst) &
-                         (NPY_ARRAY_WRITEABLE | NPY_ARRAY_DEFERRED_WASWRITEABLE);
-    Py_DECREF(builtin);
-    Py_DECREF(boolean);
-    return result;
+    return npy_deferred_is(dst) && PyTypeNum_ISNUMBER(PyArray_TYPE(dst)) &&
+           npy_deferred_is_builtin(PyArray_DESCR(dst)) && PyArray_CheckExact(mask) &&
+           PyArray_TYPE(mask) == NPY_BOOL &&
+           npy_deferred_is_builtin(PyArray_DESCR(mask)) &&
+           (PyArray_FLAGS(dst) &
+            (NPY_ARRAY_WRITEABLE | NPY_ARRAY_DEFERRED_WASWRITEABLE)) != 0;
 }
 
 NPY_NO_EXPORT int
@@ -405,8 +399,8 @@ static int
 is_value_for(PyArrayObject *array, PyObject *value)
 {
     PyArrayObject *other = (PyArrayObject *)value;
-    return is_scalar(value) || (PyArray_CheckExact(value) && PyArray_NDIM(other) == 0 &&
-                                PyArray_DESCR(other) == PyArray_DESCR(array));
+    return is_scalar(value) ||
+           (is_plain(other, PyArray_DESCR(array)) && PyArray_NDIM(other) == 0);
 }
 
 NPY_NO_EXPORT int
