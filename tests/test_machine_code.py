@@ -289,6 +289,75 @@ def test_reductions(char, name, threads, num_threads):
             compare.same(f"strided {n}", lambda s=s: getattr(s * s - 3, name)())
 
 
+#: Sums of one leaf, of some, and of more than one call of the code takes.
+SUMMED = [*range(1, 290), 500, 511, 1003, 4100, 8191, 8192, 8200, 16_411, 70_003]
+
+
+def inexact(shape, char, seed):
+    """Numbers whose sum tells in which order they were added."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=shape) * 10.0 ** rng.integers(-3, 4, shape)).astype(char)
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sums_of_any_length(char, threads, num_threads):
+    num_threads(threads)
+    with comparison() as compare:
+        for n in SUMMED:
+            a, b = inexact((2, n), char, n)
+            x, y = inexact((2, 5, n), char, n)
+            column, scalar = x[:, :1].copy(), np.array([0.3], char)
+            mixed = b.astype("f4")
+            compare.same(f"{n}", lambda a=a, b=b: ((a - b) * a).sum())
+            compare.same(f"{n} mixed", lambda a=a, b=mixed: (b - a).mean())
+            compare.same(f"{n} reversed", lambda a=a, b=b: (a[::-1] * b).sum())
+            compare.same(f"{n} less one", lambda a=a, s=scalar: ((a - s) * a).sum())
+            compare.same(f"{n} rows", lambda x=x, y=y: (x * y).sum(axis=1))
+            compare.same(
+                f"{n} rows less one", lambda x=x, c=column: ((x - c) * x).sum(axis=1)
+            )
+            compare.same(
+                f"{n} rows less a row",
+                lambda x=x, a=a: ((x - a) * x).sum(axis=-1, keepdims=True),
+            )
+            z = np.stack([x, y])
+            compare.same(
+                f"{n} rows of more",
+                lambda x=x, z=z: ((z - x) * z).sum(axis=(0, 2)),
+            )
+            compare.same(f"{n} variance", lambda x=x: x.var(axis=1))
+
+
+@pytest.mark.parametrize("char", "df")
+def test_sums_with_more_arguments_than_registers(char):
+    arrays = [inexact((3, 333), char, i) for i in range(14)]
+
+    def chain():
+        result = arrays[0]
+        for i, x in enumerate(arrays[1:]):
+            result = result * x if i % 3 == 0 else x - result
+        return result
+
+    with comparison() as compare:
+        compare.same("all", lambda: chain().sum())
+        compare.same("rows", lambda: chain().sum(axis=1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0])
+@pytest.mark.parametrize("char", "df")
+def test_special_values_amid_rows_that_are_summed(char, value):
+    with comparison() as compare, np.errstate(all="warn"):
+        for n in (8, 13, 100, 130, 257):
+            x = inexact((6, n), char, n)
+            for i in (0, 1, n // 2, n - 1):
+                x[3, i] = value
+                compare.same(f"{n} {i}", lambda x=x: (x * x - x).sum(axis=1))
+                compare.same(f"{n} {i} all", lambda x=x: (x * x - x).sum())
+            x[:] = value
+            compare.same(f"{n} only", lambda x=x: (x * 1).sum(axis=1, initial=-0.0))
+
+
 def test_reductions_are_compiled():
     a = np.arange(5001.0)
     assert compiled_by(lambda: (a * a - 3).sum()) == 2

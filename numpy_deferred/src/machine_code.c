@@ -145,24 +145,57 @@ save_registers(assembly *a, int restore)
     }
 }
 
+/* Of eight sums all, in the order that NumPy's loops have: in the first element. */
 static void
-put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+add_eighths(assembly *a)
 {
-    const int length = a->vectors * lanes(a);
-    number(a, 0xFA1E0FF3, 4); /* endbr64 */
-    save_registers(a, 0);
-    number(a, 0xF08948, 3); /* mov rax, rsi */
-    number(a, 0xBB48, 2);   /* mov rbx, ... */
-    number(a, (npy_uint64)(npy_uintp)npy_deferred_x86_constants, 8);
-    emit(a, XOR_BITS, NANS, NANS, in_vector(NANS));
-    keep_arguments(a, code, nargs);
-    for (int i = 0; sums_eighths(a) && i < a->vectors; i++) {
-        emit(a, LOAD, EIGHTHS + i, 0, npy_deferred_x86_minus_zero(a));
+    const int add_pairs = OPCODE(is_wide(a) ? P_66 : P_F2, T_0F, 0x7C);
+    const int add_halves = OPCODE(is_wide(a) ? P_66 : P_NONE, T_0F, 0x58) | HALF;
+    emit(a, add_pairs, EIGHTHS, EIGHTHS, in_vector(EIGHTHS + a->vectors - 1));
+    if (!is_wide(a)) {
+        emit(a, add_pairs, EIGHTHS, EIGHTHS, in_vector(EIGHTHS));
     }
+    emit_number(a, UPPER_HALF, EIGHTHS, 0, in_vector(FIRST), 1);
+    emit(a, add_halves, EIGHTHS, EIGHTHS, in_vector(FIRST));
+    if (is_wide(a)) {
+        emit(a, add_pairs | HALF, EIGHTHS, EIGHTHS, in_vector(EIGHTHS));
+    }
+}
+
+/* Put it into memory, and the next one behind it. */
+static void
+put_sum(assembly *a, int arg)
+{
+    const int store_one = OPCODE(is_wide(a) ? P_F2 : P_F3, T_0F, 0x11) | HALF;
+    operand to = {-1, address_of(a, arg), 0, 0};
+    emit(a, store_one, EIGHTHS, 0, to);
+    if (a->keeper[arg] >= 0) {
+        byte(a, 0x48 | (a->keeper[arg] >= 8)); /* add keeper, elsize */
+        byte(a, 0x83);
+        byte(a, 0xC0 | (a->keeper[arg] & 7));
+    }
+    else {
+        number(a, 0x878348, 3); /* add [rdi + ...], elsize */
+        number(a, arg * sizeof(char *), 4);
+    }
+    byte(a, a->args[arg].elsize);
+}
+
+static void
+jump_if_less(assembly *a, const npy_uint8 *to)
+{
+    number(a, 0x8C0F, 2);
+    number(a, (npy_uint64)(to - (a->at + 4)), 4);
+}
+
+/* The loop over tiles, to where the other register says, or memory that it has. */
+static void
+put_tiles(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+{
     while ((a->at - a->start) % VECTOR_BYTES != 0) {
         byte(a, 0x90);
     }
-    npy_uint8 *loop = a->at;
+    const npy_uint8 *loop = a->at;
     for (; code->code != NPY_DEFERRED_TILE_END; code++) {
         npy_deferred_x86_put(a, code);
     }
@@ -172,13 +205,108 @@ put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
         }
     }
     number(a, 0x0548, 2); /* add rax, length */
-    number(a, length, 4);
-    number(a, 0xD03948, 3); /* cmp rax, rdx */
-    number(a, 0x8C0F, 2);   /* jl loop */
-    number(a, (npy_uint64)(loop - (a->at + 4)), 4);
-    for (int i = 0; sums_eighths(a) && i < a->vectors; i++) {
-        operand sum = {-1, address_of(a, code[-1].arg), 0, i * VECTOR_BYTES};
-        emit(a, STORE, EIGHTHS + i, 0, sum);
+    number(a, a->vectors * lanes(a), 4);
+    number(a, sums_eighths(a) ? 0x023B48 : 0xD03948, 3); /* cmp rax, [rdx]; rdx */
+    jump_if_less(a, loop);
+}
+
+/*
+ * What a leaf has after its last eight elements: the values of eight that end with it,
+ * onto the stack, from where those are added one after the other that are new.
+ */
+static void
+put_rest(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+{
+    const int size = is_wide(a) ? sizeof(npy_double) : sizeof(npy_float);
+    const int below = -8 * (int)sizeof(npy_double); /* the stack, that nobody uses */
+    int any_strided = 0;
+    for (int i = 0; i < nargs; i++) {
+        any_strided |= is_strided(a, i);
+    }
+    if (any_strided) {
+        number(a, 0x08428B48, 4); /* mov rax, [rdx + 8] */
+        number(a, 0x022B48, 3);   /* sub rax, [rdx] */
+        number(a, 0x08E88348, 4); /* sub rax, 8 */
+    }
+    for (int i = 0; i < nargs; i++) {
+        if (is_strided(a, i)) {
+            begin_strided(a, i);
+        }
+    }
+    number(a, 0x08428B48, 4); /* mov rax, [rdx + 8] */
+    number(a, 0x08E88348, 4); /* sub rax, 8 */
+    for (; code[1].code != NPY_DEFERRED_TILE_END; code++) {
+        npy_deferred_x86_put(a, code);
+    }
+    for (int i = 0; i < nargs; i++) {
+        if (is_strided(a, i)) {
+            advance_strided(a, i);
+        }
+    }
+    for (int i = 0; i < a->vectors; i++) {
+        operand to = {-1, RSP, 0, below + i * VECTOR_BYTES};
+        emit(a, STORE, i, 0, to);
+    }
+    number(a, 0x08C08348, 4); /* add rax, 8 */
+    number(a, 0x0A8B48, 3);   /* mov rcx, [rdx] */
+    number(a, 0x084A2B48, 4); /* sub rcx, [rdx + 8] */
+    const npy_uint8 *loop = a->at;
+    /* add the first of EIGHTHS, [rsp + rcx * size + 8 * size + below] */
+    byte(a, 0xC5);
+    byte(a, 0x80 | (~EIGHTHS & 15) << 3 | (is_wide(a) ? P_F2 : P_F3));
+    byte(a, 0x58);
+    byte(a, 0x44 | EIGHTHS << 3);
+    byte(a, (is_wide(a) ? 3 : 2) << 6 | RCX << 3 | RSP);
+    byte(a, below + 8 * size);
+    number(a, 0xC1FF48, 3); /* inc rcx */
+    jump_if_less(a, loop);
+}
+
+/* The loop over leaves: at rdx is where the whole eighths of one end, and where it
+ * does. */
+static void
+put_leaves(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+{
+    const npy_deferred_tile_instruction *last = code;
+    const npy_uint8 *loop = a->at;
+    while (last[1].code != NPY_DEFERRED_TILE_END) {
+        last++;
+    }
+    for (int i = 0; i < a->vectors; i++) {
+        emit(a, LOAD, EIGHTHS + i, 0, npy_deferred_x86_minus_zero(a));
+    }
+    put_tiles(a, code, nargs);
+    add_eighths(a);
+    number(a, 0x08423B48, 4); /* cmp rax, [rdx + 8] */
+    number(a, 0x8D0F, 2);     /* jge, over the rest */
+    npy_uint8 *jump = a->at;
+    number(a, 0, 4);
+    put_rest(a, code, nargs);
+    npy_uint8 *end = a->at;
+    a->at = jump;
+    number(a, (npy_uint64)(end - (jump + 4)), 4);
+    a->at = end;
+    put_sum(a, last->arg);
+    number(a, 0x10C28348, 4); /* add rdx, 16 */
+    number(a, 0x023B48, 3);   /* cmp rax, [rdx] */
+    jump_if_less(a, loop);
+}
+
+static void
+put_program(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
+{
+    number(a, 0xFA1E0FF3, 4); /* endbr64 */
+    save_registers(a, 0);
+    number(a, 0xF08948, 3); /* mov rax, rsi */
+    number(a, 0xBB48, 2);   /* mov rbx, ... */
+    number(a, (npy_uint64)(npy_uintp)npy_deferred_x86_constants, 8);
+    emit(a, XOR_BITS, NANS, NANS, in_vector(NANS));
+    keep_arguments(a, code, nargs);
+    if (sums_eighths(a)) {
+        put_leaves(a, code, nargs);
+    }
+    else {
+        put_tiles(a, code, nargs);
     }
     emit(a, SIGNS_TO_GENERAL, RAX, 0, in_vector(NANS));
     number(a, 0x77F8C5, 3); /* vzeroupper */
@@ -193,7 +321,7 @@ typedef struct {
 #    define HEADER_BYTES 64
 /* Of an instruction, four times the most that one of its vectors takes; of the rest. */
 #    define INSTRUCTION_BYTES 384
-#    define REST_BYTES (512 + 32 * NPY_DEFERRED_TILE_MAX_ARGS)
+#    define REST_BYTES (512 + 64 * NPY_DEFERRED_TILE_MAX_ARGS)
 
 /* Where the code, which may lie anywhere, can be run; NULL, and errno: nowhere. */
 static npy_uint8 *

@@ -51,7 +51,7 @@ align(char *position)
 NPY_NO_EXPORT int
 npy_deferred_pieces_init(npy_deferred_pieces *pieces, const npy_deferred_walk *walk,
                          npy_deferred_evaluator *evaluator, PyArray_Descr *from,
-                         PyArray_Descr *to, int is_cast, int as_program)
+                         PyArray_Descr *to, int is_cast, int as_program, npy_intp run)
 {
     memset(pieces, 0, offsetof(npy_deferred_pieces, lone)); /* that is the last */
     NPY_cast_info_init(&pieces->cast);
@@ -59,6 +59,7 @@ npy_deferred_pieces_init(npy_deferred_pieces *pieces, const npy_deferred_walk *w
     pieces->evaluator = evaluator;
     pieces->elsize = to->elsize;
     pieces->uncast_elsize = from->elsize;
+    pieces->has_whole_runs = !walk->rows || walk->runs.length % run == 0;
     pieces->is_lone =
             as_program && npy_deferred_evaluator_program(evaluator, &pieces->lone);
     npy_intp nbytes = !pieces->is_lone                            ? PIECE_BYTES
@@ -162,7 +163,7 @@ npy_deferred_fold_init(npy_deferred_pieces *pieces, int instruction)
     size_t length = 1;
     /* Counts are not what would be cast. */
     int is_cast = pieces->uncast != NULL && instruction != NPY_DEFERRED_TILE_FOLD_COUNT;
-    if (!pieces->is_lone || pieces->walk->rows || is_cast) {
+    if (!pieces->is_lone || !pieces->has_whole_runs || is_cast) {
         return 0;
     }
     while (code[length].code != NPY_DEFERRED_TILE_END) {
@@ -199,14 +200,14 @@ npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
 }
 
 NPY_NO_EXPORT int
-npy_deferred_sum_eighths(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
-                         char *sums)
+npy_deferred_sum_leaves(npy_deferred_pieces *pieces, npy_intp position,
+                        const npy_deferred_tile_leaf leaves[], int n, char *sums)
 {
     npy_deferred_lone_program *lone = &pieces->lone;
     npy_deferred_program_seek(lone, position);
     lone->data[lone->out] = sums;
-    lone->reducing_code(lone->data, 0, n);
-    return after_program(pieces, n);
+    ((npy_deferred_tile_leaves *)lone->reducing_code)(lone->data, 0, leaves);
+    return after_program(pieces, leaves[n - 1].end);
 }
 
 /* Evaluate the next elements. */

@@ -37,6 +37,7 @@ typedef struct {
     int status; /* NPY_FPE_* that the user and casts have raised */
     int wanted; /* of these: what an error state wants to know of */
     int is_lone;
+    int has_whole_runs; /* no row of the walk ends within a run */
     npy_intp unsettled; /* elements, from the program, since the status was read */
     /* For npy_deferred_fold; NULL: it cannot be used. */
     npy_deferred_tile_instruction *folding; /* owned: the program */
@@ -46,13 +47,14 @@ typedef struct {
 
 /*
  * Values of type `from` become `to`, another one if `is_cast`.  A plan that is a
- * program is run as such if `as_program`.  Returns 0 or -1 with an exception set;
- * clear it in either case.
+ * program is run as such if `as_program`.  They are asked for by runs of `run`
+ * elements, and nothing of two runs at a time but by provide.  Returns 0 or -1 with an
+ * exception set; clear it in either case.
  */
 NPY_NO_EXPORT int
 npy_deferred_pieces_init(npy_deferred_pieces *pieces, const npy_deferred_walk *walk,
                          npy_deferred_evaluator *evaluator, PyArray_Descr *from,
-                         PyArray_Descr *to, int is_cast, int as_program);
+                         PyArray_Descr *to, int is_cast, int as_program, npy_intp run);
 NPY_NO_EXPORT void
 npy_deferred_pieces_clear(npy_deferred_pieces *pieces);
 /*
@@ -82,18 +84,18 @@ npy_deferred_fold(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
                   char *into);
 /* Whether the following can be used, where a program was compiled to do that. */
 static inline int
-npy_deferred_sums_eighths(const npy_deferred_pieces *pieces)
+npy_deferred_sums_leaves(const npy_deferred_pieces *pieces)
 {
-    return pieces->is_lone && !pieces->walk->rows && pieces->uncast == NULL &&
+    return pieces->is_lone && pieces->has_whole_runs && pieces->uncast == NULL &&
            pieces->lone.reducing_code != NULL;
 }
 /*
- * The eight sums of each eighth of `n` elements, a multiple of eight, from `position`
- * on: into 64 bytes, of their type.  Returns as provide; nobody looks for NaNs.
+ * The sums of `n` leaves, that lie in one row, from `position` on, which is 0 to them;
+ * see tiles.h.  Returns as provide; nobody looks for NaNs.
  */
 NPY_NO_EXPORT int
-npy_deferred_sum_eighths(npy_deferred_pieces *pieces, npy_intp position, npy_intp n,
-                         char *sums);
+npy_deferred_sum_leaves(npy_deferred_pieces *pieces, npy_intp position,
+                        const npy_deferred_tile_leaf leaves[], int n, char *sums);
 /* Read the status, and clear it: at the end, and whenever there is time. */
 NPY_NO_EXPORT int
 npy_deferred_pieces_settle(npy_deferred_pieces *pieces);

@@ -51,10 +51,22 @@ typedef struct {
     int status;  /* NPY_FPE_* that it raised */
 } reduction;
 
+#define NPY_DEFERRED_MAX_LEAVES 128
+
+/* How a pairwise sum of some length goes: into what is added up without a division. */
+typedef struct {
+    npy_intp of; /* elements; 0: nothing is known yet */
+    int count;   /* of its leaves, after which come those of the same run again */
+    int nruns;   /* how often */
+    npy_deferred_tile_leaf leaves[NPY_DEFERRED_MAX_LEAVES + 1];
+    npy_uint8 completed[NPY_DEFERRED_MAX_LEAVES]; /* sums of two, by each leaf */
+} npy_deferred_leaves;
+
 /* One that reduces, and what it has of the operand. */
 typedef struct {
     reduction *r;
     npy_deferred_pieces pieces;
+    npy_deferred_leaves leaves;
 } worker;
 
 static inline npy_intp

@@ -239,50 +239,100 @@ npy_deferred_first_half(const reduction *r, npy_intp n)
     return n / 2 - n / 2 % 8;
 }
 
-/*
- * What loops_utils.h.src adds up with eight accumulators, what is worth a call of its
- * own, and where it pays to have a last leaf that is no multiple of eight apart.
- */
+/* What loops_utils.h.src adds up with eight accumulators, and how much is added up at a
+ * time: of what is divided, no leaf is shorter. */
 #define MAX_LEAF 128
 #define MIN_LEAF 64
-#define MIN_LEAVES 256
+#define MOST_SUMMED (NPY_DEFERRED_MAX_LEAVES * MIN_LEAF)
 
-static int
-sum_leaf(worker *w, npy_intp position, npy_intp n, char *sum)
+/* Where the leaves of a run end, and how many sums each of them completes. */
+static void
+divide_into_leaves(npy_deferred_leaves *leaves, const reduction *r, npy_intp start,
+                   npy_intp n)
 {
-    _Alignas(32) union {
-        npy_double doubles[8];
-        npy_float floats[8];
-    } sums;
-    int result = npy_deferred_sum_eighths(&w->pieces, position, n, (char *)&sums);
-    if (npy_deferred_element_size(w) == sizeof(npy_double)) {
-        const npy_double *r = sums.doubles;
-        const npy_double all =
-                ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-        *(npy_double *)sum = all;
-        return result != 0 ? result : npy_isnan(all);
+    if (n <= MAX_LEAF) {
+        leaves->completed[leaves->count] = 0;
+        leaves->leaves[leaves->count++] =
+                (npy_deferred_tile_leaf){start + n - n % 8, start + n};
+        return;
     }
-    const npy_float *r = sums.floats;
-    const npy_float all =
-            ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-    *(npy_float *)sum = all;
-    return result != 0 ? result : npy_isnan(all);
+    npy_intp half = npy_deferred_first_half(r, n);
+    divide_into_leaves(leaves, r, start, half);
+    divide_into_leaves(leaves, r, start + half, n - half);
+    leaves->completed[leaves->count - 1]++;
+}
+
+/* Those of a run of `n` elements, and of as many after it as there is room for. */
+static void
+use_leaves(npy_deferred_leaves *leaves, const reduction *r, npy_intp n)
+{
+    if (leaves->of == n) {
+        return;
+    }
+    leaves->of = n;
+    leaves->count = 0;
+    divide_into_leaves(leaves, r, 0, n);
+    leaves->nruns = NPY_DEFERRED_MAX_LEAVES / leaves->count;
+    for (int i = leaves->count; i < leaves->nruns * leaves->count; i++) {
+        leaves->leaves[i] = leaves->leaves[i - leaves->count];
+        leaves->leaves[i].whole += n;
+        leaves->leaves[i].end += n;
+    }
+}
+
+#define DEFINE_ADD_LEAVES(name, type)                                      \
+    static type name(const npy_deferred_leaves *leaves, const type sums[]) \
+    {                                                                      \
+        type waiting[NPY_DEFERRED_MAX_LEAVES];                             \
+        int n = 0;                                                         \
+        for (int i = 0; i < leaves->count; i++) {                          \
+            waiting[n] = sums[i];                                          \
+            for (int j = 0; j < leaves->completed[i]; j++, n--) {          \
+                waiting[n - 1] += waiting[n];                              \
+            }                                                              \
+            n++;                                                           \
+        }                                                                  \
+        return waiting[0];                                                 \
+    }
+DEFINE_ADD_LEAVES(add_leaves_of_floats, npy_float)
+DEFINE_ADD_LEAVES(add_leaves_of_doubles, npy_double)
+
+/* What the program adds up to leaves: of some runs of `n` elements the sums. */
+static int
+sum_runs_by_leaves(worker *w, npy_intp position, npy_intp n, npy_intp nruns, char *sums)
+{
+    union {
+        npy_double doubles[NPY_DEFERRED_MAX_LEAVES];
+        npy_float floats[NPY_DEFERRED_MAX_LEAVES];
+    } parts;
+    npy_deferred_leaves *leaves = &w->leaves;
+    int nleaves = (int)nruns * leaves->count;
+    npy_deferred_tile_leaf next = leaves->leaves[nleaves];
+    leaves->leaves[nleaves].whole = leaves->leaves[nleaves - 1].end;
+    int result = npy_deferred_sum_leaves(&w->pieces, position, leaves->leaves, nleaves,
+                                         (char *)&parts);
+    leaves->leaves[nleaves] = next;
+    for (npy_intp i = 0; i < nruns; i++) {
+        if (npy_deferred_element_size(w) == sizeof(npy_double)) {
+            ((npy_double *)sums)[i] =
+                    add_leaves_of_doubles(leaves, parts.doubles + i * leaves->count);
+        }
+        else {
+            ((npy_float *)sums)[i] =
+                    add_leaves_of_floats(leaves, parts.floats + i * leaves->count);
+        }
+    }
+    return result;
 }
 
 /* As the following, where the program adds up what comes to leaves. */
 static int
 sum_by_leaves(worker *w, npy_intp position, npy_intp n, char *sum)
 {
-    if (n <= MAX_LEAF && n % 8 == 0) {
-        return sum_leaf(w, position, n, sum);
-    }
-    if (n <= MAX_LEAF) {
-        char *data;
-        npy_intp until = w->pieces.until;
-        w->pieces.until = position + n; /* what is after it is for others */
-        int result = npy_deferred_provide(&w->pieces, position, n, &data);
-        w->pieces.until = until;
-        return result != 0 ? result : add_up(w, sum, data, n);
+    if (n <= MOST_SUMMED) {
+        use_leaves(&w->leaves, w->r, n);
+        int result = sum_runs_by_leaves(w, position, n, 1, sum);
+        return result != 0 ? result : npy_deferred_has_nan(w->r, sum, 1);
     }
     _Alignas(16) char second[NPY_DEFERRED_ELEMENT_SIZE];
     npy_intp half = npy_deferred_first_half(w->r, n);
@@ -296,8 +346,8 @@ sum_by_leaves(worker *w, npy_intp position, npy_intp n, char *sum)
 static int
 is_summed_by_leaves(const worker *w, npy_intp n)
 {
-    return n >= MIN_LEAF && (n % 8 == 0 || n >= MIN_LEAVES) &&
-           w->r->reducer.add_up != NULL && npy_deferred_sums_eighths(&w->pieces);
+    return n >= 8 && w->r->reducer.add_up != NULL &&
+           npy_deferred_sums_leaves(&w->pieces);
 }
 
 NPY_NO_EXPORT int
@@ -570,21 +620,11 @@ are_short(const worker *w, npy_intp n)
            (!r->is_cast || n <= r->buffersize);
 }
 
-/*
- * Measured: so many elements are stored and added up, four runs at a time, in less time
- * than a program takes to add up their leaves.
- */
-#define MAX_SHORT_FLOATS 512
-#define MAX_SHORT_DOUBLES 128
-
 static int
 are_short_sums(const worker *w, npy_intp n, int first)
 {
-    npy_intp most = npy_deferred_element_size(w) == sizeof(npy_float)
-                            ? MAX_SHORT_FLOATS
-                            : MAX_SHORT_DOUBLES;
     return !first && w->r->cut == PAIRWISE && w->r->reducer.add_up_each != NULL &&
-           are_short(w, n) && (n <= most || !is_summed_by_leaves(w, n));
+           are_short(w, n);
 }
 
 /* Of numbers that are neither NaNs nor zeros of two signs. */
@@ -597,7 +637,7 @@ are_short_loops(const worker *w, npy_intp n)
 }
 
 /* Runs that are added up at a time. */
-#define RUNS_AT_A_TIME 64
+#define RUNS_AT_A_TIME NPY_DEFERRED_MAX_LEAVES
 
 /* The values of the first of them, `*nruns` at most, which becomes their number. */
 static int
@@ -609,7 +649,27 @@ provide_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char **d
     return result;
 }
 
-/* The first `*nruns` at most, which becomes how many it were. */
+/* The sums of the first `*nruns` at most, which becomes how many it were. */
+static int
+sum_each(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *sums)
+{
+    char *data;
+    if (is_summed_by_leaves(w, n)) {
+        use_leaves(&w->leaves, w->r, n);
+        const npy_deferred_walk *walk = w->pieces.walk;
+        npy_intp row = walk->runs.length;
+        npy_intp together = walk->rows ? (row - position % row) / n : *nruns;
+        *nruns = PyArray_MIN(*nruns, PyArray_MIN(together, w->leaves.nruns));
+        return sum_runs_by_leaves(w, position, n, *nruns, sums);
+    }
+    int result = provide_runs(w, position, n, nruns, &data);
+    if (result == 0) {
+        w->r->reducer.add_up_each(data, n, *nruns, sums);
+    }
+    return result;
+}
+
+/* As that, added to the results. */
 static int
 sum_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *into)
 {
@@ -619,13 +679,11 @@ sum_short_runs(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *
     } sums;
     npy_intp stride = w->r->strides[1];
     int is_double = npy_deferred_element_size(w) == sizeof(npy_double), nans = 0;
-    char *data;
     *nruns = PyArray_MIN(*nruns, RUNS_AT_A_TIME);
-    int result = provide_runs(w, position, n, nruns, &data);
+    int result = sum_each(w, position, n, nruns, (char *)&sums);
     if (result != 0) {
         return result;
     }
-    w->r->reducer.add_up_each(data, n, *nruns, (char *)&sums);
     for (npy_intp i = 0; i < *nruns; i++) {
         if (is_double) {
             nans |= npy_isnan(sums.wide[i]);

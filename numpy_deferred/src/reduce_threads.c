@@ -253,10 +253,11 @@ run_job(job *j, const npy_deferred_walk *walk, npy_deferred_evaluator *evaluator
     while (ready < j->nthreads && result == 0) {
         worker *w = &j->workers[ready];
         w->r = j->r;
+        w->leaves.of = 0;
         result = npy_deferred_pieces_init(
                 &w->pieces, walk, npy_deferred_evaluator_of(evaluators, ready),
                 PyArray_DESCR(j->r->operand), j->r->context->descriptors[1],
-                j->r->is_cast, j->as_program);
+                j->r->is_cast, j->as_program, j->r->shape[0]);
         w->pieces.wanted = j->r->wanted;
         ready++;
         int instruction = fold_instruction(j->r);

@@ -135,7 +135,8 @@ typedef enum {
     /* instead of STORE_TRUTH: how often each element of the mask was set */
     NPY_DEFERRED_TILE_FOLD_COUNT,
     NPY_DEFERRED_TILE_JOIN_SUM, /* added to what is in memory */
-    /* Machine code only, with tiles of eight: the sum of each eighth element. */
+    /* Machine code only, with tiles of eight: sums of each eighth element, and at the
+     * end of a leaf the sum of all. */
     NPY_DEFERRED_TILE_SUM_EIGHTHS,
     NPY_DEFERRED_TILE_OPERATIONS, /* how many there are */
 } npy_deferred_tile_operation;
@@ -174,10 +175,22 @@ typedef struct {
 
 /*
  * A program as machine code (machine_code.c): run it on elements from `start` to `end`,
- * whole tiles of CODE_BYTES, or eight elements, one at least.  Returns as a machine.
+ * whole tiles of CODE_BYTES, one at least.  Returns as a machine.
  */
 #define NPY_DEFERRED_TILE_CODE_BYTES 128
 typedef int(npy_deferred_tile_code)(char *const data[], npy_intp start, npy_intp end);
+/* Where a leaf ends, and the last eight elements of it that are in accumulators. */
+typedef struct {
+    npy_intp whole, end;
+} npy_deferred_tile_leaf;
+/*
+ * That of a program which ends with SUM_EIGHTHS: leaf after leaf, each of eight
+ * elements or more, from `start` on, as they follow each other; their sums are stored
+ * side by side.  The last end is that of one more leaf, which has nothing.  It changes
+ * `data`.
+ */
+typedef int(npy_deferred_tile_leaves)(char *data[], npy_intp start,
+                                      const npy_deferred_tile_leaf leaves[]);
 
 /* How that stores what is to be streamed. */
 typedef enum {
