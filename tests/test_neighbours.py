@@ -62,6 +62,24 @@ class TestTable:
             expect(z, np.sin(before * 2 + before[::-1]))
         """)
 
+    def test_addresses_stay(self, passes):
+        """Compiled code may have them already, as pandas' conversion of time zones."""
+        passes("""
+        for n in (1, 9, 100, 512, 5000, 300_000):
+            a = vector(n)
+            x, (q, r) = a * 2, np.divmod(a, 0.75)
+            arrays = {"x": x, "q": q, "r": r, "y": x + r}
+            before = {name: address(y) for name, y in arrays.items()}
+            descr_from_type(12)
+            assert pending() == 0
+            for name, y in arrays.items():
+                assert address(y) == before[name], (n, name)
+                write(before[name], n - 1, 7.0)
+                assert y[n - 1] == 7
+            expect(x[:-1], (np.arange(n) + 0.5)[:-1] * 2)
+            del x, q, r, y, arrays
+        """)
+
     def test_same_answers(self, passes):
         passes("""
         for number, character in enumerate("?bBhHiIlLqQfdgFDGOSUVMm"):

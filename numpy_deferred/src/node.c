@@ -496,6 +496,13 @@ npy_deferred_calculate_readers(int (*calculate)(PyArrayObject *))
     if (newest == NULL || !npy_deferred_reads_unprotected()) {
         return 0;
     }
+    /* The compiled code that is about to write may have the address of any, so the
+     * values are to be there, as after a touch. */
+    for (npy_deferred_node *node = newest; node != NULL; node = node->older) {
+        if (node->array != NULL) {
+            npy_deferred_want(((PyArrayObject_fields *)node->array)->data);
+        }
+    }
     return calculate_pending(
             &(selection){.calculate = calculate, .why = NPY_DEFERRED_WHY_UNSEEN});
 }

@@ -220,3 +220,19 @@ def test_threads(n):
         return in_threads(lambda: values(f.groupby("key").sum())[1])
 
     assert_same(work)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_time_zones(unit):
+    """
+    Converting keeps the address of the offsets of a zone, which are divided by the
+    unit before, and asks NumPy for descriptors between.
+    """
+
+    def converted(zone):
+        times = pd.date_range("1950-01-01", periods=400, freq="53D").as_unit(unit)
+        there = times.tz_localize(zone, ambiguous="NaT", nonexistent="shift_forward")
+        return np.array(there.asi8), np.array(there.tz_convert("UTC").hour)
+
+    for zone in ("Asia/Tokyo", "Europe/Berlin", "America/Sao_Paulo"):
+        assert_same(lambda zone=zone: converted(zone))
