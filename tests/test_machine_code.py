@@ -329,6 +329,133 @@ def test_sums_of_any_length(char, threads, num_threads):
             compare.same(f"{n} variance", lambda x=x: x.var(axis=1))
 
 
+ROWS = [*range(1, 72), 100, 127, 128, 129, 255, 260, 1000, 4100]
+
+
+def rowed(char, n, seed):
+    """Operands of 13 rows: whole, one column, one row, one element, with gaps."""
+    a, b = (values(char, 13 * n, seed + i).reshape(13, n) for i in range(2))
+    column, row = values(char, 13, seed + 2)[:, None], values(char, n, seed + 3)
+    gaps = values(char, 13 * (n + 3), seed + 4).reshape(13, n + 3)[:, 1:-2]
+    return a, b, column, row, values(char, 1, seed + 5), gaps
+
+
+@pytest.mark.parametrize("char", "dfilIFD")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_of_any_length(char, threads, num_threads):
+    num_threads(threads)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n in ROWS:
+            a, b, column, row, one, gaps = rowed(char, n, n)
+            narrow = column.real.astype("i2")
+            for name, function in {
+                "column": lambda a=a, b=b, c=column: a * c - b,
+                "row": lambda a=a, r=row: (a - r) * r + a,
+                "outer": lambda c=column, r=row: c * r - (r + c) * 3,
+                "one": lambda a=a, o=one, g=gaps: (a - o) * g + g,
+                "gaps": lambda b=b, c=column, g=gaps: c * g + (b - g),
+                "narrow": lambda a=a, i=narrow: a * i + i,
+                "equal": lambda a=a, c=column, r=row: (a == c) | (a != r),
+                "where": lambda a=a, c=column, r=row: np.where(a == r, c, a - c),
+                "three": lambda a=a, b=b, c=column, r=row: (
+                    np.stack([a, b]) * c + np.stack([b, a]) * r
+                ),
+            }.items():
+                compare.same(f"{n} {name}", function)
+
+
+@pytest.mark.parametrize("char", "dfi")
+def test_rows_in_existing_memory(char):
+    def written(write, n, part):
+        memory = np.zeros((13, n + 5), char)
+        write(memory[part])
+        return memory
+
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n in ROWS:
+            a, b, column, row, _, gaps = rowed(char, n, n)
+            for part in (np.s_[:, 2:-3], np.s_[:, 5:], np.s_[::-1, :-5]):
+
+                def assign(out, a=a, b=b, column=column):
+                    out[...] = a * column - b
+
+                def call(out, row=row, gaps=gaps):
+                    np.add(gaps * row, row, out=out)
+
+                for write in (assign, call):
+                    compare.same(
+                        f"{n} {part} {write.__name__}", written, write, n, part
+                    )
+
+
+@pytest.mark.parametrize("char", "df")
+def test_rows_with_more_arguments_than_registers(char):
+    """Of elements that are repeated, too."""
+    arrays = [
+        inexact((7, 33) if i % 3 == 0 else (7, 1) if i % 3 == 1 else 33, char, i)
+        for i in range(29)
+    ]
+
+    def chain(arrays):
+        result = arrays[0]
+        for i, x in enumerate(arrays[1:]):
+            result = result * x if i % 4 == 0 else x - result
+        return result
+
+    with comparison() as compare:
+        for n in (5, 14, 29):
+            compare.same(f"{n}", lambda n=n: chain(arrays[:n]))
+            compare.same(f"{n} sum", lambda n=n: chain(arrays[:n]).sum(axis=1))
+            compare.same(f"{n} joined", lambda n=n: chain(arrays[:n]).sum(axis=0))
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("n", [4, 9, 31, 64, 200])
+@pytest.mark.parametrize("state", ["ignore", "warn", "raise"])
+def test_nans_and_errors_amid_rows(char, n, state):
+    a, b, column, row, _, _ = rowed(char, n, n)
+    with comparison() as compare, np.errstate(all=state):
+        compare.same("stored", lambda: a * column - row / b)
+        compare.same("sums", lambda: (a * row).sum(axis=1))
+        compare.same("joined", lambda: (a * column).sum(axis=0))
+
+
+@pytest.mark.parametrize("char", "dfilI")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_that_are_joined(char, threads, num_threads):
+    num_threads(threads)
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n in ROWS:
+            x, y = (inexact((11, n), char, n + i) for i in range(2))
+            z = inexact((3, 11, n), char, n)
+            column, row = y[:, :1].copy(), y[0].copy()
+            compare.same(f"{n}", lambda x=x, y=y: (x * y).sum(axis=0))
+            compare.same(f"{n} column", lambda x=x, c=column: (x - c).mean(axis=0))
+            compare.same(f"{n} row", lambda x=x, r=row: ((x - r) * x).sum(axis=0))
+            compare.same(
+                f"{n} first axes", lambda z=z, x=x: (z * x).sum(axis=(0, 1), initial=1)
+            )
+            compare.same(
+                f"{n} second axis",
+                lambda z=z, r=row: (z - r).sum(axis=1, keepdims=True),
+            )
+            compare.same(f"{n} variance", lambda x=x: x.var(axis=0))
+
+
+@pytest.mark.parametrize("char", "df")
+def test_joined_rows_are_shared(char, num_threads):
+    """Each thread has some of the columns."""
+    num_threads(2)
+    x, column, row = (
+        inexact(shape, char, 1) for shape in ((60, 3001), (60, 1), (3001,))
+    )
+    with comparison() as compare:
+        compare.same("direct", lambda: (x * x).sum(axis=0))
+        compare.same("column", lambda: (x * column).sum(axis=0))
+        compare.same("row", lambda: ((x - row) * x).sum(axis=0))
+        compare.same("sums", lambda: ((x - row) * column).sum(axis=1))
+
+
 @pytest.mark.parametrize("char", "df")
 def test_sums_with_more_arguments_than_registers(char):
     arrays = [inexact((3, 333), char, i) for i in range(14)]

@@ -615,6 +615,20 @@ npy_deferred_rows_begin(npy_deferred_rows *rows, const npy_deferred_walk *walk,
 /* After the last one comes the first. */
 NPY_NO_EXPORT void
 npy_deferred_rows_next(npy_deferred_rows *rows);
+/* Rows of so many elements, from the `row`th on, of a walk without iterator, which has
+ * all side by side; `strides` is room for those of the rows. */
+NPY_NO_EXPORT void
+npy_deferred_rows_divide(npy_deferred_rows *rows, const npy_deferred_walk *walk,
+                         npy_intp length, npy_intp row, npy_intp strides[]);
+/* Over `n` rows, no more than there are on the innermost axis. */
+NPY_NO_EXPORT void
+npy_deferred_rows_skip(npy_deferred_rows *rows, npy_intp n);
+/* Elements of a row that nothing packs, and bytes from one to the next where the
+ * operand lies. */
+NPY_NO_EXPORT npy_intp
+npy_deferred_row_length(const npy_deferred_walk *walk);
+NPY_NO_EXPORT npy_intp
+npy_deferred_row_stride(const npy_deferred_walk *walk, int operand);
 /* ---- pack.c: operands that are copied on the way ---- */
 
 /*
@@ -728,6 +742,10 @@ typedef struct {
     /* As machine_code, of the program that ends with this instruction instead. */
     npy_deferred_tile_code *reducing_code;
     int reducing; /* 0: none has been tried */
+    /* As machine_code, over rows, whose operands need not be packed. */
+    npy_deferred_tile_code *rows_code;
+    int rows_were_compiled;                     /* or it was tried */
+    npy_deferred_tile_code *reducing_rows_code; /* of JOIN_SUM and SUM_EIGHTHS */
 } npy_deferred_unit;
 
 /* Scratch memory for values, one after the other. */
@@ -830,18 +848,24 @@ npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
 
 /* Elements, times steps, after which the programs of a plan are compiled. */
 extern NPY_NO_EXPORT npy_intp npy_deferred_code_worth;
+/* Elements of rows that code goes over: longer ones are blocks of their own. */
+#    define NPY_DEFERRED_MAX_ROW 4096
 /*
  * New pages with the code, which are to be freed; NULL: it cannot be had, or has an
- * instruction that is not known.  No exception is set.
+ * instruction that is not known.  No exception is set.  `in_rows`: how arguments lie in
+ * rows (tiles.h), which the code goes over; or NULL.
  */
 NPY_NO_EXPORT npy_deferred_tile_code *
 npy_deferred_code_new(npy_deferred_tile_type type, int parts,
                       const npy_deferred_tile_instruction *code,
                       const npy_deferred_tile_arg *args, int nargs,
-                      const npy_intp strides[], npy_deferred_tile_streams streams);
-/* Does nothing for NULL. */
-NPY_NO_EXPORT void
-npy_deferred_code_free(npy_deferred_tile_code *code);
+                      const npy_intp strides[], npy_deferred_tile_streams streams,
+                      const npy_uint8 in_rows[]);
+/* Free all code of a unit, which may be compiled again.  Returns whether there was
+ * some.
+ */
+NPY_NO_EXPORT int
+npy_deferred_unit_forget_code(npy_deferred_unit *unit);
 /*
  * Compile the programs of a plan that is about to be run, once it is worth it; the only
  * one also for a reduction by this instruction, or -1.
@@ -913,6 +937,21 @@ npy_deferred_evaluator_of(npy_deferred_evaluator *evaluators, int thread);
 NPY_NO_EXPORT int
 npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
                             npy_intp count, char *into);
+/*
+ * Reduce, by code, `length` elements of each of `nrows` rows, which have `row`
+ * elements, the first of them from the `start`th on: of JOIN_SUM into as many elements
+ * at `into`, of SUM_EIGHTHS into the sums of `leaves`, `nsums` for each row.  The NaNs
+ * that come of it are for who reads them.
+ */
+NPY_NO_EXPORT void
+npy_deferred_evaluator_reduce_rows(npy_deferred_evaluator *evaluator, npy_intp start,
+                                   npy_intp row, npy_intp length, npy_intp nrows,
+                                   char *into, const npy_deferred_tile_leaf leaves[],
+                                   npy_intp nsums);
+/* Whether that can be, for eight elements and more of rows of that length. */
+NPY_NO_EXPORT int
+npy_deferred_evaluator_reduces_rows(const npy_deferred_evaluator *evaluator,
+                                    npy_intp row);
 /* A plan that is one tile program, and where that finds its arguments. */
 typedef struct {
     const npy_deferred_walk *walk; /* borrowed */

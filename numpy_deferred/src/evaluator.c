@@ -61,12 +61,53 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
 }
 
 NPY_NO_EXPORT int
+npy_deferred_evaluator_reduces_rows(const npy_deferred_evaluator *evaluator,
+                                    npy_intp row)
+{
+    const run_state *state = &evaluator->state;
+    const npy_deferred_walk *walk = state->walk;
+    const npy_deferred_unit *unit = &state->plan->units[0];
+    return state->plan->nunits == 1 && unit->machine != NULL &&
+           unit->reducing == state->reducing && unit->reducing_rows_code != NULL &&
+           row >= 8 && row <= NPY_DEFERRED_MAX_ROW &&
+           (walk->iter == NULL || row == npy_deferred_row_length(walk));
+}
+
+NPY_NO_EXPORT void
+npy_deferred_evaluator_reduce_rows(npy_deferred_evaluator *evaluator, npy_intp start,
+                                   npy_intp row, npy_intp length, npy_intp nrows,
+                                   char *into, const npy_deferred_tile_leaf leaves[],
+                                   npy_intp nsums)
+{
+    run_state *state = &evaluator->state;
+    const npy_deferred_walk *walk = state->walk;
+    const npy_deferred_plan *plan = state->plan;
+    const npy_deferred_unit *unit = &plan->units[0];
+    npy_deferred_rows rows;
+    npy_intp strides[NPY_DEFERRED_ALL_OPERANDS + 1], skipped = start % row;
+    if (walk->iter != NULL) {
+        npy_deferred_rows_begin(&rows, walk, start / row);
+    }
+    else {
+        npy_deferred_rows_divide(&rows, walk, row, start / row, strides);
+    }
+    for (int i = 0; i < rows.nop && skipped > 0; i++) {
+        rows.data[i] += skipped * npy_deferred_row_stride(walk, i);
+    }
+    npy_deferred_run_rows_code(
+            state, unit->reducing_rows_code, &rows, nrows, into,
+            nsums * plan->values[plan->out].descr->elsize,
+            leaves != NULL ? (npy_intp)leaves : length * unit->parts);
+}
+
+NPY_NO_EXPORT int
 npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
                                npy_deferred_lone_program *lone)
 {
     const run_state *state = &evaluator->state;
     const npy_deferred_plan *plan = state->plan;
     const npy_deferred_unit *unit = &plan->units[0];
+    lone->wanted = state->wanted;
     if (plan->nunits != 1 || unit->machine == NULL || state->iter != NULL ||
         state->walk->packed) {
         return 0;
@@ -76,7 +117,6 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     lone->type = unit->type;
     lone->reducing_code =
             unit->reducing == state->reducing ? unit->reducing_code : NULL;
-    lone->wanted = state->wanted;
     lone->row = state->walk->rows ? -2 : 0; /* nowhere, or the only one */
     lone->program = (npy_deferred_tile_program){
             .nargs = unit->nargs,

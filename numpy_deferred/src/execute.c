@@ -291,25 +291,81 @@ use_row(run_state *state, const npy_deferred_rows *rows, npy_intp skipped)
     }
 }
 
+NPY_NO_EXPORT int
+npy_deferred_run_rows_code(run_state *state, npy_deferred_tile_code *code,
+                           npy_deferred_rows *rows, npy_intp nrows, char *into,
+                           npy_intp distance, npy_intp last)
+{
+    npy_deferred_plan *plan = state->plan;
+    const npy_deferred_unit *unit = &plan->units[0];
+    const npy_deferred_tile_arg *args = &plan->tile_args[unit->args];
+    int nans = 0;
+    while (nrows > 0) {
+        union {
+            char *address;
+            npy_intp distance;
+        } data[2 * NPY_DEFERRED_TILE_MAX_ARGS];
+        npy_intp some = PyArray_MIN(nrows, rows->shape[0] - rows->at[0]);
+        for (int i = 0; i < unit->nargs; i++) {
+            int value = args[i].value;
+            npy_intp *next = &data[NPY_DEFERRED_TILE_MAX_ARGS + i].distance;
+            if (value > plan->out) {
+                data[i].address = plan->values[value].data; /* a constant */
+                *next = 0;
+            }
+            else if (value == plan->out && into != NULL) {
+                data[i].address = into;
+                *next = distance;
+            }
+            else {
+                data[i].address = rows->data[value];
+                *next = rows->strides[0][value];
+            }
+        }
+        nans |= ((npy_deferred_tile_rows *)code)(&data[0].address, some, last);
+        into += into != NULL ? some * distance : 0;
+        npy_deferred_rows_skip(rows, some);
+        nrows -= some;
+    }
+    return nans;
+}
+
+/* Whether rows are for that code. */
+static int
+has_rows_code(const run_state *state)
+{
+    return state->by_units && state->plan->nunits == 1 && !state->streams &&
+           state->plan->units[0].rows_code != NULL;
+}
+
 /*
  * Run whole rows, each a block for the only program, and read the status after the
  * last; REPEAT as run_units, for all of them.
  */
 static int
-run_short_rows(run_state *state, npy_deferred_rows *rows, npy_intp nrows)
+run_short_rows(run_state *state, npy_deferred_rows *rows, npy_intp nrows, char *into)
 {
     npy_deferred_plan *plan = state->plan;
+    npy_intp length = npy_deferred_row_length(state->walk);
     int nans = 0;
-    for (npy_intp i = 0; i < nrows; i++) {
-        use_row(state, rows, 0);
-        nans |= run_program(state, &plan->units[0], state->walk->runs.length);
-        npy_deferred_rows_next(rows);
+    if (has_rows_code(state)) {
+        const npy_deferred_unit *unit = &plan->units[0];
+        nans = npy_deferred_run_rows_code(
+                state, unit->rows_code, rows, nrows, into,
+                length * plan->values[plan->out].descr->elsize, length * unit->parts);
+    }
+    else {
+        for (npy_intp i = 0; i < nrows; i++) {
+            use_row(state, rows, 0);
+            nans |= run_program(state, &plan->units[0], length);
+            npy_deferred_rows_next(rows);
+        }
     }
     if (nans || (state->wanted &&
                  (npy_get_floatstatus_barrier((char *)plan) & state->wanted))) {
         return REPEAT;
     }
-    state->look_in -= nrows * state->walk->runs.length * plan->nsteps;
+    state->look_in -= nrows * length * plan->nsteps;
     return state->look_in < 0 && npy_deferred_run_interrupted(state)
                    ? NPY_DEFERRED_INTERRUPTED
                    : 0;
@@ -322,7 +378,8 @@ rows_together(const run_state *state, npy_intp skipped, npy_intp left)
     npy_intp length = state->walk->runs.length;
     if (!state->by_units || state->plan->nunits != 1 ||
         state->plan->units[0].machine == NULL || state->saved != NULL ||
-        state->into != NULL || skipped != 0 || length > state->block) {
+        (state->into != NULL && !has_rows_code(state)) || skipped != 0 ||
+        length > state->block) {
         return 0;
     }
     return PyArray_MIN(left / length, ROWS_AT_A_TIME);
@@ -343,16 +400,18 @@ run_rows(run_state *state, npy_intp start, npy_intp count)
         npy_intp nrows = together > 0 ? 0 : rows_together(state, skipped, count);
         if (nrows > 0) {
             npy_deferred_rows first = rows;
-            result = run_short_rows(state, &rows, nrows);
+            result = run_short_rows(state, &rows, nrows, into);
             if (result == REPEAT) {
                 npy_clear_floatstatus_barrier((char *)state);
                 rows = first;
                 together = nrows;
                 result = 0;
+                continue;
             }
-            else {
-                count -= nrows * length;
+            if (into != NULL) {
+                into += nrows * length * plan->values[plan->out].stride;
             }
+            count -= nrows * length;
             continue;
         }
         npy_intp n = PyArray_MIN(length - skipped, count);
@@ -429,6 +488,24 @@ use_panel(run_state *state, npy_intp start, npy_intp n)
     }
 }
 
+/* A panel of whole rows where these lie, without packing.  Returns as run_short_rows;
+ * REPEAT also where it cannot be. */
+static int
+run_panel_by_rows(run_state *state, npy_intp start, npy_intp n, char *into)
+{
+    npy_intp length = state->walk->row;
+    npy_deferred_rows rows;
+    if (!has_rows_code(state) || start % length != 0 || n % length != 0) {
+        return REPEAT;
+    }
+    npy_deferred_rows_begin(&rows, state->walk, start / length);
+    int result = run_short_rows(state, &rows, n / length, into);
+    if (result == REPEAT) {
+        npy_clear_floatstatus_barrier((char *)state);
+    }
+    return result;
+}
+
 static int
 run_panels(run_state *state, npy_intp start, npy_intp count)
 {
@@ -438,12 +515,17 @@ run_panels(run_state *state, npy_intp start, npy_intp count)
     int result = 0;
     while (count > 0 && result == 0) {
         npy_intp n = PyArray_MIN(walk->panel - start % walk->panel, count);
-        use_panel(state, start, n);
+        result = run_panel_by_rows(state, start, n, into);
+        if (result == REPEAT) {
+            use_panel(state, start, n);
+            if (into != NULL) {
+                out->data = into;
+            }
+            result = run_blocks(state, n);
+        }
         if (into != NULL) {
-            out->data = into;
             into += n * out->stride;
         }
-        result = run_blocks(state, n);
         start += n;
         count -= n;
     }

@@ -87,6 +87,15 @@ npy_deferred_run_pack_bytes(const npy_deferred_walk *walk, int operand);
 NPY_NO_EXPORT int
 npy_deferred_run_range(run_state *state, npy_intp start, npy_intp count);
 /*
+ * The only program as code over rows, which lie where `rows` says, but for the result
+ * where there is `into`, that has `distance` bytes for each; `last`: what that code
+ * takes last.  Returns whether a NaN was stored.  Needs no GIL.
+ */
+NPY_NO_EXPORT int
+npy_deferred_run_rows_code(run_state *state, npy_deferred_tile_code *code,
+                           npy_deferred_rows *rows, npy_intp nrows, char *into,
+                           npy_intp distance, npy_intp last);
+/*
  * Whether Ctrl-C was pressed.  Its handler is Python code, which must not run as
  * long as there is a plan; the interpreter is told again.
  */

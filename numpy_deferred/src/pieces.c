@@ -59,9 +59,12 @@ npy_deferred_pieces_init(npy_deferred_pieces *pieces, const npy_deferred_walk *w
     pieces->evaluator = evaluator;
     pieces->elsize = to->elsize;
     pieces->uncast_elsize = from->elsize;
+    pieces->run = run;
     pieces->has_whole_runs = !walk->rows || walk->runs.length % run == 0;
     pieces->is_lone =
             as_program && npy_deferred_evaluator_program(evaluator, &pieces->lone);
+    pieces->reduces_rows = as_program && !is_cast &&
+                           npy_deferred_evaluator_reduces_rows(evaluator, run);
     npy_intp nbytes = !pieces->is_lone                            ? PIECE_BYTES
                       : PyArray_NBYTES(walk->out) <= CACHED_BYTES ? 2 * PROGRAM_BYTES
                                                                   : PROGRAM_BYTES;
@@ -210,6 +213,25 @@ npy_deferred_sum_leaves(npy_deferred_pieces *pieces, npy_intp position,
     return after_program(pieces, leaves[n - 1].end);
 }
 
+NPY_NO_EXPORT int
+npy_deferred_join_rows(npy_deferred_pieces *pieces, npy_intp position, npy_intp length,
+                       npy_intp nrows, char *into)
+{
+    npy_deferred_evaluator_reduce_rows(pieces->evaluator, position, pieces->run, length,
+                                       nrows, into, NULL, 0);
+    return after_program(pieces, nrows * length);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_sum_rows(npy_deferred_pieces *pieces, npy_intp position, npy_intp nrows,
+                      const npy_deferred_tile_leaf leaves[], npy_intp nleaves,
+                      char *sums)
+{
+    npy_deferred_evaluator_reduce_rows(pieces->evaluator, position, pieces->run,
+                                       pieces->run, nrows, sums, leaves, nleaves);
+    return after_program(pieces, nrows * pieces->run);
+}
+
 /* Evaluate the next elements. */
 static int
 evaluate_more(npy_deferred_pieces *pieces)
@@ -219,9 +241,12 @@ evaluate_more(npy_deferred_pieces *pieces)
     wanted = PyArray_MIN(PyArray_MAX(wanted, NPY_DEFERRED_MIN_PIECE), pieces->piece);
     npy_intp n = npy_deferred_piece_length(pieces->walk, start, wanted);
     char *to = pieces->values + pieces->count * pieces->elsize;
-    pieces->status |= take_status(pieces);
-    int result = npy_deferred_evaluate_piece(
-            pieces->evaluator, start, n, pieces->uncast != NULL ? pieces->uncast : to);
+    int result = npy_deferred_pieces_settle(pieces);
+    if (result != 0) {
+        return result;
+    }
+    result = npy_deferred_evaluate_piece(pieces->evaluator, start, n,
+                                         pieces->uncast != NULL ? pieces->uncast : to);
     take_status(pieces); /* what nobody wants to know of the expression */
     if (result == 0) {
         result = cast(pieces, to, n);

@@ -27,6 +27,7 @@ typedef struct {
     const npy_deferred_walk *walk;     /* borrowed */
     npy_deferred_evaluator *evaluator; /* borrowed */
     npy_intp elsize, uncast_elsize;
+    npy_intp run;          /* elements */
     npy_intp piece, part;  /* elements: evaluated at a time, wanted at most */
     npy_intp start, count; /* which elements are in `values` */
     npy_intp until; /* where those end that are wanted for now: set by the user */
@@ -38,6 +39,7 @@ typedef struct {
     int wanted; /* of these: what an error state wants to know of */
     int is_lone;
     int has_whole_runs; /* no row of the walk ends within a run */
+    int reduces_rows;   /* whether join_rows, or sum_rows, can be used */
     npy_intp unsettled; /* elements, from the program, since the status was read */
     /* For npy_deferred_fold; NULL: it cannot be used. */
     npy_deferred_tile_instruction *folding; /* owned: the program */
@@ -96,6 +98,19 @@ npy_deferred_sums_leaves(const npy_deferred_pieces *pieces)
 NPY_NO_EXPORT int
 npy_deferred_sum_leaves(npy_deferred_pieces *pieces, npy_intp position,
                         const npy_deferred_tile_leaf leaves[], int n, char *sums);
+/*
+ * Where runs are rows, and code goes over these (npy_deferred_evaluator_reduce_rows):
+ * `length` elements, eight at least, of each of `nrows` runs are added to as many; or
+ * the sums of the leaves of whole ones are stored.  Both return as provide; nobody
+ * looks for NaNs.
+ */
+NPY_NO_EXPORT int
+npy_deferred_join_rows(npy_deferred_pieces *pieces, npy_intp position, npy_intp length,
+                       npy_intp nrows, char *into);
+NPY_NO_EXPORT int
+npy_deferred_sum_rows(npy_deferred_pieces *pieces, npy_intp position, npy_intp nrows,
+                      const npy_deferred_tile_leaf leaves[], npy_intp nleaves,
+                      char *sums);
 /* Read the status, and clear it: at the end, and whenever there is time. */
 NPY_NO_EXPORT int
 npy_deferred_pieces_settle(npy_deferred_pieces *pieces);

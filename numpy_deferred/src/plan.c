@@ -612,8 +612,7 @@ npy_deferred_plan_free(npy_deferred_plan *plan)
         npy_deferred_step_unbind(&plan->steps[i]);
     }
     for (int i = 0; i < plan->nunits && !plan->is_copy; i++) {
-        npy_deferred_code_free(plan->units[i].machine_code);
-        npy_deferred_code_free(plan->units[i].reducing_code);
+        npy_deferred_unit_forget_code(&plan->units[i]);
     }
     PyMem_Free(plan->key);
     PyMem_Free(plan);

@@ -339,12 +339,7 @@ npy_deferred_forget_code(void)
     int found = 0;
     for (int i = 0; i < NPLACES; i++) {
         for (int j = 0; places[i] != NULL && j < places[i]->nunits; j++) {
-            npy_deferred_unit *unit = &places[i]->units[j];
-            found |= unit->machine_code != NULL;
-            npy_deferred_code_free(unit->machine_code);
-            npy_deferred_code_free(unit->reducing_code);
-            unit->machine_code = unit->reducing_code = NULL;
-            unit->was_compiled = unit->reducing = 0;
+            found |= npy_deferred_unit_forget_code(&places[i]->units[j]);
         }
     }
     return found;

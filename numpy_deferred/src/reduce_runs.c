@@ -307,11 +307,19 @@ sum_runs_by_leaves(worker *w, npy_intp position, npy_intp n, npy_intp nruns, cha
     } parts;
     npy_deferred_leaves *leaves = &w->leaves;
     int nleaves = (int)nruns * leaves->count;
-    npy_deferred_tile_leaf next = leaves->leaves[nleaves];
-    leaves->leaves[nleaves].whole = leaves->leaves[nleaves - 1].end;
-    int result = npy_deferred_sum_leaves(&w->pieces, position, leaves->leaves, nleaves,
+    /* Code over rows begins with the leaves of one again. */
+    int last = (w->pieces.reduces_rows ? leaves->count : nleaves) - 1, result;
+    npy_deferred_tile_leaf next = leaves->leaves[last + 1];
+    leaves->leaves[last + 1].whole = leaves->leaves[last].end;
+    if (w->pieces.reduces_rows) {
+        result = npy_deferred_sum_rows(&w->pieces, position, nruns, leaves->leaves,
+                                       leaves->count, (char *)&parts);
+    }
+    else {
+        result = npy_deferred_sum_leaves(&w->pieces, position, leaves->leaves, nleaves,
                                          (char *)&parts);
-    leaves->leaves[nleaves] = next;
+    }
+    leaves->leaves[last + 1] = next;
     for (npy_intp i = 0; i < nruns; i++) {
         if (npy_deferred_element_size(w) == sizeof(npy_double)) {
             ((npy_double *)sums)[i] =
@@ -347,7 +355,8 @@ static int
 is_summed_by_leaves(const worker *w, npy_intp n)
 {
     return n >= 8 && w->r->reducer.add_up != NULL &&
-           npy_deferred_sums_leaves(&w->pieces);
+           (npy_deferred_sums_leaves(&w->pieces) ||
+            (w->pieces.reduces_rows && n == w->pieces.run && n <= MOST_SUMMED));
 }
 
 NPY_NO_EXPORT int
@@ -605,6 +614,20 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     return result;
 }
 
+/* Elements that are joined at a time. */
+#define MAX_JOINED 32768
+
+/* Whether `n` elements of runs, each a row, go into the same ones one after the other.
+ */
+static int
+joins_rows(const worker *w, npy_intp n, int first)
+{
+    const reduction *r = w->r;
+    return !first && n >= 8 && w->pieces.reduces_rows && r->naxes > 1 &&
+           r->strides[0] == npy_deferred_element_size(w) && r->strides[1] == 0 &&
+           r->steps[1] == r->shape[0];
+}
+
 /*
  * Short runs, each into a result of its own, one after the other: as soon as there are
  * values of many of them, these are reduced, as what else is asked of a run takes
@@ -658,7 +681,9 @@ sum_each(worker *w, npy_intp position, npy_intp n, npy_intp *nruns, char *sums)
         use_leaves(&w->leaves, w->r, n);
         const npy_deferred_walk *walk = w->pieces.walk;
         npy_intp row = walk->runs.length;
-        npy_intp together = walk->rows ? (row - position % row) / n : *nruns;
+        npy_intp together = walk->rows && !w->pieces.reduces_rows
+                                    ? (row - position % row) / n
+                                    : *nruns;
         *nruns = PyArray_MIN(*nruns, PyArray_MIN(together, w->leaves.nruns));
         return sum_runs_by_leaves(w, position, n, *nruns, sums);
     }
@@ -750,6 +775,11 @@ npy_deferred_reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
         else if (are_short_loops(w, shape[0])) {
             nruns = shape[1] - index[1];
             result = loop_over_short_runs(w, position, shape[0], &nruns, into, first);
+        }
+        else if (joins_rows(w, shape[0], first)) {
+            nruns = PyArray_MIN(shape[1] - index[1], MAX_JOINED / shape[0] + 1);
+            result =
+                    npy_deferred_join_rows(&w->pieces, position, shape[0], nruns, into);
         }
         else {
             result = r->strides[0] == 0

@@ -126,7 +126,8 @@ has_units(const npy_deferred_plan *plan, const npy_deferred_walk *walk)
 {
     const npy_deferred_value *out = &plan->values[plan->out];
     int is_alone =
-            plan->nsteps == 1 && !(walk->rows && walk->runs.length <= MAX_SHORT_ROW &&
+            plan->nsteps == 1 && !((walk->rows || walk->packed) &&
+                                   npy_deferred_row_length(walk) <= MAX_SHORT_ROW &&
                                    plan->units[0].type != NPY_DEFERRED_TILE_NONE);
     return !is_alone && (!walk->overlaps || out->stride == out->descr->elsize);
 }

@@ -192,7 +192,20 @@ typedef struct {
 typedef int(npy_deferred_tile_leaves)(char *data[], npy_intp start,
                                       const npy_deferred_tile_leaf leaves[]);
 
-/* How that stores what is to be streamed. */
+/*
+ * That of a program which goes over `nrows` rows of `length` elements, a vector at
+ * least; at NPY_DEFERRED_TILE_MAX_ARGS more than the address of an argument is, as a
+ * pointer, how far away its next row is.  It changes `data`.
+ */
+typedef int(npy_deferred_tile_rows)(char *data[], npy_intp nrows, npy_intp length);
+/* How it finds what it reads. */
+enum {
+    NPY_DEFERRED_TILE_STAYS,   /* one element for all rows */
+    NPY_DEFERRED_TILE_REPEATS, /* one for each row */
+    NPY_DEFERRED_TILE_FOLLOWS, /* elements side by side */
+};
+
+/* How machine code stores what is to be streamed. */
 typedef enum {
     NPY_DEFERRED_TILE_NO_STREAM,
     NPY_DEFERRED_TILE_STREAM_VECTORS, /* where it is aligned for 32 bytes */

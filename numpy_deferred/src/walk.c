@@ -316,12 +316,11 @@ shortest_stride_length(PyArrayObject *array)
     return length;
 }
 
-/* Whether a row is as long as a tile, and as what loops may do otherwise at its end. */
+/* Whether a row is longer than what loops may do otherwise at its end. */
 static int
-is_worth_a_row(npy_intp length, PyArrayObject *out)
+is_worth_a_row(npy_intp length)
 {
-    return length > NPY_DEFERRED_BLOCK_UNIT &&
-           length * PyArray_ITEMSIZE(out) >= NPY_DEFERRED_TILE_BYTES;
+    return length > NPY_DEFERRED_BLOCK_UNIT;
 }
 
 /* A result that no operand overlaps is written from its start to its end. */
@@ -383,7 +382,7 @@ open_unbuffered(npy_deferred_walk *walk, npy_deferred_target target, int may_pac
     npy_uint32 itflags = NIT_ITFLAGS(walk->iter);
     int nop = NIT_NOP(walk->iter);
     npy_intp length = NAD_SHAPE(NIT_AXISDATA(walk->iter));
-    int is_worth = is_worth_a_row(length, walk->out);
+    int is_worth = is_worth_a_row(length);
     int is_short = length * PyArray_ITEMSIZE(walk->out) < SHORT_ROW_BYTES;
     if (may_pack && npy_deferred_walk_pack(walk, !is_worth || is_short)) {
         walk->packed = 1;
@@ -432,7 +431,7 @@ npy_deferred_walk_open(npy_deferred_walk *walk,
         return 0;
     }
     may_pack = may_pack && !walk->overlaps;
-    if (may_pack || is_worth_a_row(shortest_stride_length(out), out)) {
+    if (may_pack || is_worth_a_row(shortest_stride_length(out))) {
         int opened = open_unbuffered(walk, target, may_pack);
         if (opened != 0) {
             return opened;
@@ -490,6 +489,52 @@ npy_deferred_rows_next(npy_deferred_rows *rows)
             break;
         }
     }
+}
+
+NPY_NO_EXPORT void
+npy_deferred_rows_skip(npy_deferred_rows *rows, npy_intp n)
+{
+    rows->at[0] += n - 1;
+    for (int j = 0; j < rows->nop; j++) {
+        rows->data[j] += (n - 1) * rows->strides[0][j];
+    }
+    npy_deferred_rows_next(rows);
+}
+
+NPY_NO_EXPORT void
+npy_deferred_rows_divide(npy_deferred_rows *rows, const npy_deferred_walk *walk,
+                         npy_intp length, npy_intp row, npy_intp strides[])
+{
+    const npy_deferred_expression *expression = walk->expression;
+    rows->nop = expression->noperands + 1;
+    rows->naxes = 1;
+    rows->at[0] = row;
+    rows->shape[0] = PyArray_SIZE(walk->out) / length;
+    rows->strides[0] = strides;
+    for (int i = 0; i < rows->nop; i++) {
+        PyArrayObject *array =
+                i < expression->noperands ? expression->operands[i] : walk->out;
+        strides[i] = length * walk->strides[i];
+        rows->data[i] = PyArray_BYTES(array) + row * strides[i];
+    }
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_row_length(const npy_deferred_walk *walk)
+{
+    return walk->packed ? walk->row : walk->runs.length;
+}
+
+NPY_NO_EXPORT npy_intp
+npy_deferred_row_stride(const npy_deferred_walk *walk, int operand)
+{
+    if (walk->iter == NULL) {
+        return walk->strides[operand];
+    }
+    npy_uint32 itflags = NIT_ITFLAGS(walk->iter);
+    int ndim = NIT_NDIM(walk->iter), nop = NIT_NOP(walk->iter);
+    (void)itflags, (void)ndim;
+    return NAD_STRIDES(NIT_AXISDATA(walk->iter))[operand];
 }
 
 NPY_NO_EXPORT int

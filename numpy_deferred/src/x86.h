@@ -1,6 +1,7 @@
 /*
- * Instructions of x86-64 with AVX2, as bytes: for machine_code.c, and x86_tiles.c,
- * which has one for each instruction of tile programs.
+ * Instructions of x86-64 with AVX2, as bytes: for x86_code.c, which has the functions
+ * that machine_code.c makes of tile programs, and x86_tiles.c, which has what each
+ * instruction of these is.
  *
  * Registers: rdi has the addresses of the arguments, rax the number of the element, rdx
  * where to end, rbx the constants; rcx is for what is looked up in between.  ymm0 to
@@ -53,6 +54,9 @@ enum {
 };
 #    define SCRATCH RCX
 #    define CONSTANTS RBX
+/* Of code over rows that joins them: where, from RSP on, is how many elements of the
+ * last vector of a row are new. */
+#    define NEW_ELEMENTS -8
 enum {
     FIRST = 12,
     SECOND,
@@ -68,7 +72,11 @@ typedef struct {
     const npy_deferred_tile_arg *args;
     const npy_intp *strides;
     npy_deferred_tile_streams streams;
-    int vectors; /* of a bank that are used: VECTORS, or what eight elements take */
+    const npy_uint8 *in_rows; /* how arguments lie; NULL: it does not go over rows */
+    int sums_leaves;          /* it ends with SUM_EIGHTHS, */
+    int joins;                /* or with JOIN_SUM */
+    int vectors; /* of a bank that are used now: VECTORS, what eight elements take, or 1
+                  */
     int unknown; /* there was something that is not known */
     /* What has the address, of elements that do not lie side by side that of the next
      * one; -1: none. */
@@ -86,6 +94,15 @@ static inline int
 is_float(const assembly *a)
 {
     return a->type == NPY_DEFERRED_TILE_DOUBLE || a->type == NPY_DEFERRED_TILE_FLOAT;
+}
+
+/* Whether an argument is one element, which serves a whole row at least. */
+static inline int
+is_repeated(const assembly *a, int arg)
+{
+    return a->args[arg].access == NPY_DEFERRED_TILE_READ_SCALAR ||
+           (a->in_rows != NULL && a->args[arg].access == NPY_DEFERRED_TILE_READ &&
+            a->in_rows[arg] != NPY_DEFERRED_TILE_FOLLOWS);
 }
 
 static inline int
@@ -239,6 +256,8 @@ emit_spread(assembly *a, int to, operand from)
     emit(a, OPCODE(P_66, T_0F38, 0x17 + a->parts + is_wide(a)), to, 0, from);
 }
 
+/* ---- x86_tiles.c ---- */
+
 /* What the instructions of programs need in memory: at CONSTANTS. */
 extern NPY_NO_EXPORT const void *const npy_deferred_x86_constants;
 NPY_NO_EXPORT operand
@@ -246,6 +265,16 @@ npy_deferred_x86_minus_zero(const assembly *a);
 /* The code for an instruction, which does as tiles.h says. */
 NPY_NO_EXPORT void
 npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instruction);
+
+/* ---- x86_code.c ---- */
+
+/* A function that runs a program, at `a->at`; it takes no more than so many bytes, of
+ * so many instructions. */
+NPY_NO_EXPORT void
+npy_deferred_x86_put_program(assembly *a, const npy_deferred_tile_instruction *code,
+                             int nargs);
+NPY_NO_EXPORT size_t
+npy_deferred_x86_code_bytes(size_t ncode);
 
 #endif /* NPY_DEFERRED_HAVE_X86 */
 

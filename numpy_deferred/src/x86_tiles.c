@@ -30,6 +30,7 @@ static const struct {
     npy_uint64 two_to_52[4], high_half[4], high_offset[4]; /* see load_int64 */
     npy_uint32 by_halves[8]; /* of four vectors, where packing has left their halves */
     npy_uint32 by_parity[8], backwards[8]; /* see load_strided */
+    npy_uint64 ones[4], zeros[4];          /* see leave_out_done */
 } constants __attribute__((aligned(VECTOR_BYTES))) = {
 #    define FOUR(x) {x, x, x, x}
 #    define PAIR(x) FOUR((npy_uint64)(x) << 32 | (x))
@@ -52,6 +53,8 @@ static const struct {
         {0, 4, 1, 5, 2, 6, 3, 7},
         {0, 2, 4, 6, 1, 3, 5, 7},
         {7, 6, 5, 4, 3, 2, 1, 0},
+        FOUR(0xFFFFFFFFFFFFFFFFu),
+        FOUR(0),
 };
 #    define CONSTANT(name) ((int)offsetof(__typeof__(constants), name))
 
@@ -343,6 +346,9 @@ put_binary(assembly *a, int operation, int bank, int arg)
     int other = form == NPY_DEFERRED_TILE_FROM_LAST ? NPY_DEFERRED_TILE_BANKS - 1
                 : is_select ? (bank + 2) % NPY_DEFERRED_TILE_BANKS
                             : next;
+    if (form == 0 && is_repeated(a, arg)) {
+        form = NPY_DEFERRED_TILE_FROM_SCALAR;
+    }
     int base = form == 0 ? address_of(a, arg) : 0;
     int spread = form == NPY_DEFERRED_TILE_FROM_SCALAR ? scalar(a, arg) : 0;
     for (int i = 0; i < a->vectors; i++) {
@@ -643,7 +649,8 @@ static void
 put_load(assembly *a, int operation, int bank, int arg)
 {
     if (operation == NPY_DEFERRED_TILE_LOAD_SCALAR ||
-        operation == NPY_DEFERRED_TILE_LOAD_COMPLEX_SCALAR) {
+        operation == NPY_DEFERRED_TILE_LOAD_COMPLEX_SCALAR ||
+        (operation == NPY_DEFERRED_TILE_LOAD && is_repeated(a, arg))) {
         int from = scalar(a, arg);
         for (int i = 0; i < a->vectors; i++) {
             move(a, register_of(bank, i), from);
@@ -651,6 +658,8 @@ put_load(assembly *a, int operation, int bank, int arg)
         return;
     }
     int base = operation == NPY_DEFERRED_TILE_LOAD_LAST ? 0 : address_of(a, arg);
+    /* No conversion of one element is known. */
+    a->unknown |= operation != NPY_DEFERRED_TILE_LOAD_LAST && is_repeated(a, arg);
     for (int i = 0; i < a->vectors; i++) {
         int to = register_of(bank, i);
         operand from = element(a, base, a->args[arg].elsize, i);
@@ -680,8 +689,9 @@ static void
 look_for_nans(assembly *a, int bank)
 {
     for (int i = 0; i < a->vectors && is_float(a); i += 2) {
+        int next = register_of(bank, i + (i + 1 < a->vectors));
         emit_number(a, compare_codes[a->type], SECOND, register_of(bank, i),
-                    in_vector(register_of(bank, i + 1)), IS_UNORDERED);
+                    in_vector(next), IS_UNORDERED);
         emit(a, OR_BITS, NANS, NANS, in_vector(SECOND));
     }
 }
@@ -709,20 +719,46 @@ put_store(assembly *a, int operation, int bank, int arg)
     look_for_nans(a, bank);
 }
 
+#    define PACK_32 OPCODE(P_66, T_0F, 0x6B)
+#    define PACK_16 OPCODE(P_66, T_0F, 0x63)
+/* Of pairs of floats the first ones, with 0x88 behind it. */
+#    define EVERY_SECOND OPCODE(P_NONE, T_0F, 0xC6)
+
+/* One vector of masks as booleans: its bytes in FIRST. */
+static void
+pack_vector(assembly *a, int mask)
+{
+    emit_number(a, UPPER_HALF, mask, 0, in_vector(SECOND), 1);
+    if (is_wide(a)) {
+        emit_number(a, EVERY_SECOND | HALF, FIRST, mask, in_vector(SECOND), 0x88);
+        emit(a, PACK_32 | HALF, FIRST, FIRST, in_vector(FIRST));
+    }
+    else {
+        emit(a, PACK_32 | HALF, FIRST, mask, in_vector(SECOND));
+    }
+    emit(a, PACK_16 | HALF, FIRST, FIRST, in_vector(FIRST));
+    emit(a, AND_BITS | HALF, FIRST, FIRST, at_constant(CONSTANT(one_byte)));
+}
+
 /* A bank of masks as booleans: what is of no use of each element is left out. */
 static void
 put_store_truth(assembly *a, int bank, int arg)
 {
-    const int pack_32 = OPCODE(P_66, T_0F, 0x6B), pack_16 = OPCODE(P_66, T_0F, 0x63);
-    const int every_second = OPCODE(P_NONE, T_0F, 0xC6),
-              order = OPCODE(P_66, T_0F38, 0x36);
+    const int order = OPCODE(P_66, T_0F38, 0x36);
+    const int store_8 = OPCODE(P_66, T_0F, 0xD6) | HALF;
+    const int store_4 = OPCODE(P_66, T_0F, 0x7E) | HALF;
     const int masks[VECTORS] = {register_of(bank, 0), register_of(bank, 1),
                                 register_of(bank, 2), register_of(bank, 3)};
     operand to = element(a, address_of(a, arg), 1, 0);
+    if (a->vectors == 1) {
+        pack_vector(a, masks[0]);
+        emit(a, is_wide(a) ? store_4 : store_8, FIRST, 0, to);
+        return;
+    }
     if (!is_wide(a)) {
-        emit(a, pack_32, FIRST, masks[0], in_vector(masks[1]));
-        emit(a, pack_32, SECOND, masks[2], in_vector(masks[3]));
-        emit(a, pack_16, FIRST, FIRST, in_vector(SECOND));
+        emit(a, PACK_32, FIRST, masks[0], in_vector(masks[1]));
+        emit(a, PACK_32, SECOND, masks[2], in_vector(masks[3]));
+        emit(a, PACK_16, FIRST, FIRST, in_vector(SECOND));
         emit(a, LOAD, SECOND, 0, at_constant(CONSTANT(by_halves)));
         emit(a, order, FIRST, SECOND, in_vector(FIRST));
         emit(a, AND_BITS, FIRST, FIRST, at_constant(CONSTANT(one_byte)));
@@ -732,16 +768,34 @@ put_store_truth(assembly *a, int bank, int arg)
     const int parts[VECTORS] = {FIRST, SECOND, SECOND, THIRD};
     for (int i = 0; i < VECTORS; i++) {
         emit_number(a, UPPER_HALF, masks[i], 0, in_vector(parts[i]), 1);
-        emit_number(a, every_second | HALF, parts[i], masks[i], in_vector(parts[i]),
+        emit_number(a, EVERY_SECOND | HALF, parts[i], masks[i], in_vector(parts[i]),
                     0x88);
         if (i == 1) {
-            emit(a, pack_32 | HALF, FIRST, FIRST, in_vector(SECOND));
+            emit(a, PACK_32 | HALF, FIRST, FIRST, in_vector(SECOND));
         }
     }
-    emit(a, pack_32 | HALF, SECOND, SECOND, in_vector(THIRD));
-    emit(a, pack_16 | HALF, FIRST, FIRST, in_vector(SECOND));
+    emit(a, PACK_32 | HALF, SECOND, SECOND, in_vector(THIRD));
+    emit(a, PACK_16 | HALF, FIRST, FIRST, in_vector(SECOND));
     emit(a, AND_BITS | HALF, FIRST, FIRST, at_constant(CONSTANT(one_byte)));
     emit(a, STORE | HALF, FIRST, 0, to);
+}
+
+/* Of the last vector of a row, have what is joined already be what adds nothing. */
+static void
+leave_out_done(assembly *a, int x)
+{
+    operand nothing =
+            is_float(a) ? npy_deferred_x86_minus_zero(a) : at_constant(CONSTANT(zeros));
+    number(a, 0x244C8B48, 4); /* mov rcx, [rsp + ...] */
+    byte(a, NEW_ELEMENTS);
+    /* vmovups SECOND, [rbx + rcx * size + ones] */
+    byte(a, 0xC5);
+    byte(a, 0x7C);
+    byte(a, 0x10);
+    byte(a, 0x84 | (SECOND & 7) << 3);
+    byte(a, (is_wide(a) ? 3 : 2) << 6 | RCX << 3 | CONSTANTS);
+    number(a, CONSTANT(ones), 4);
+    emit_number(a, choose_codes[a->type], x, x, nothing, SECOND << 4);
 }
 
 /*
@@ -767,6 +821,9 @@ put_fold(assembly *a, int operation, int arg)
         number(a, 0x850FC985, 4);
         jump = a->at;
         number(a, 0, 4);
+    }
+    if (a->in_rows != NULL && a->vectors == 1) {
+        leave_out_done(a, 0);
     }
     int base = address_of(a, arg);
     for (int i = 0; i < a->vectors; i++) {
