@@ -313,14 +313,24 @@ class TestStorage:
         assert (counters.captured, counters.released) == (2, 2)
 
     def test_evaluated_twice_makes_it_regular(self, deferred):
-        x = np.arange(1000.0) * 2
+        x = np.exp(np.arange(100.0))
         with counted() as counters:
             first = x.sum()
             assert x.flags.deferred
-            assert x.max() == 1998
+            assert x.max() == np.exp(99.0)
             assert not x.flags.deferred
             assert x.sum() == first
         assert (counters.reduced, counters.calculated) == (1, 1)
+
+    def test_arithmetic_becomes_regular_the_third_time(self, deferred):
+        x = np.arange(1000.0) * 2
+        with counted() as counters:
+            assert np.ptp(x) == 1998
+            assert x.flags.deferred
+            first = x.sum()
+            assert not x.flags.deferred
+            assert x.sum() == first
+        assert (counters.reduced, counters.calculated) == (2, 1)
 
     def test_a_part_that_others_need_is_evaluated_once_more(self, deferred):
         x = np.arange(1000.0) * 2

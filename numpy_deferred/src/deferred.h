@@ -126,6 +126,7 @@ struct npy_deferred_node {
     /* Upper bounds for the whole expression: shared parts count repeatedly. */
     npy_intp nnodes, noperands, operand_bytes;
     int nevaluated;      /* how often the values were computed, not kept */
+    int is_arithmetic;   /* after that: programs did it, at no cost to speak of */
     npy_uint64 reported; /* NPY_FPE_* not to be told again; see npy_deferred_error */
     int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
@@ -728,6 +729,15 @@ typedef struct {
     npy_intp strides[NPY_DEFERRED_MAX_NARGS];
 } npy_deferred_step;
 
+/* The code of a program that ends with another instruction, by which it reduces. */
+typedef struct {
+    int instruction; /* 0: none has been tried */
+    npy_deferred_tile_code *code;
+    npy_deferred_tile_code *rows_code; /* over rows: of JOIN_SUM and SUM_EIGHTHS */
+} npy_deferred_reducing;
+/* As many as there are for one type, where what is reduced has that type. */
+#    define NPY_DEFERRED_REDUCINGS 4
+
 /* What runs at a time: a tile program for a step and those that join it, or a step. */
 typedef struct {
     int step;
@@ -739,13 +749,10 @@ typedef struct {
     npy_deferred_tile_code *machine_code; /* owned by the plan, no copy; may be NULL */
     npy_deferred_tile_streams streams;    /* how that stores */
     int was_compiled;                     /* or it was tried */
-    /* As machine_code, of the program that ends with this instruction instead. */
-    npy_deferred_tile_code *reducing_code;
-    int reducing; /* 0: none has been tried */
     /* As machine_code, over rows, whose operands need not be packed. */
     npy_deferred_tile_code *rows_code;
-    int rows_were_compiled;                     /* or it was tried */
-    npy_deferred_tile_code *reducing_rows_code; /* of JOIN_SUM and SUM_EIGHTHS */
+    int rows_were_compiled; /* or it was tried */
+    npy_deferred_reducing reducing[NPY_DEFERRED_REDUCINGS];
 } npy_deferred_unit;
 
 /* Scratch memory for values, one after the other. */
@@ -861,6 +868,9 @@ npy_deferred_code_new(npy_deferred_tile_type type, int parts,
                       const npy_deferred_tile_arg *args, int nargs,
                       const npy_intp strides[], npy_deferred_tile_streams streams,
                       const npy_uint8 in_rows[]);
+/* What there is for this instruction, or NULL. */
+NPY_NO_EXPORT const npy_deferred_reducing *
+npy_deferred_find_reducing(const npy_deferred_unit *unit, int instruction);
 /* Free all code of a unit, which may be compiled again.  Returns whether there was
  * some.
  */

@@ -210,6 +210,18 @@ note_lines(const npy_deferred_expression *expression, int alone)
     }
 }
 
+/* Whether all of it is programs. */
+static int
+is_arithmetic(const npy_deferred_plan *plan)
+{
+    for (int i = 0; i < plan->nunits; i++) {
+        if (plan->units[i].type == NPY_DEFERRED_TILE_NONE) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 /* If all or some of it has been computed before, and is more than arithmetic. */
 static void
 note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan *plan)
@@ -218,11 +230,8 @@ note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan
     while (i >= 0 && expression->nodes[i]->nevaluated == 0) {
         i--;
     }
-    for (int j = 0; j < plan->nunits && i >= 0; j++) {
-        if (plan->units[j].type == NPY_DEFERRED_TILE_NONE) {
-            npy_deferred_note_repeated(expression->nodes[i]);
-            break;
-        }
+    if (i >= 0 && !is_arithmetic(plan)) {
+        npy_deferred_note_repeated(expression->nodes[i]);
     }
 }
 
@@ -244,6 +253,7 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     if (result == 0) {
         note_lines(expression, expression->nnodes == 1 && consumer == NULL &&
                                        target == NPY_DEFERRED_FRESH);
+        expression->nodes[expression->nnodes - 1]->is_arithmetic = is_arithmetic(plan);
     }
     npy_deferred_plan_release(plan);
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {

@@ -67,9 +67,10 @@ npy_deferred_evaluator_reduces_rows(const npy_deferred_evaluator *evaluator,
     const run_state *state = &evaluator->state;
     const npy_deferred_walk *walk = state->walk;
     const npy_deferred_unit *unit = &state->plan->units[0];
-    return state->plan->nunits == 1 && unit->machine != NULL &&
-           unit->reducing == state->reducing && unit->reducing_rows_code != NULL &&
-           row >= 8 && row <= NPY_DEFERRED_MAX_ROW &&
+    const npy_deferred_reducing *reducing =
+            npy_deferred_find_reducing(unit, state->reducing);
+    return state->plan->nunits == 1 && unit->machine != NULL && reducing != NULL &&
+           reducing->rows_code != NULL && row >= 8 && row <= NPY_DEFERRED_MAX_ROW &&
            (walk->iter == NULL || row == npy_deferred_row_length(walk));
 }
 
@@ -95,8 +96,8 @@ npy_deferred_evaluator_reduce_rows(npy_deferred_evaluator *evaluator, npy_intp s
         rows.data[i] += skipped * npy_deferred_row_stride(walk, i);
     }
     npy_deferred_run_rows_code(
-            state, unit->reducing_rows_code, &rows, nrows, into,
-            nsums * plan->values[plan->out].descr->elsize,
+            state, npy_deferred_find_reducing(unit, state->reducing)->rows_code, &rows,
+            nrows, into, nsums * plan->values[plan->out].descr->elsize,
             leaves != NULL ? (npy_intp)leaves : length * unit->parts);
 }
 
@@ -115,8 +116,9 @@ npy_deferred_evaluator_program(const npy_deferred_evaluator *evaluator,
     lone->walk = state->walk;
     lone->machine = unit->machine;
     lone->type = unit->type;
-    lone->reducing_code =
-            unit->reducing == state->reducing ? unit->reducing_code : NULL;
+    const npy_deferred_reducing *reducing =
+            npy_deferred_find_reducing(unit, state->reducing);
+    lone->reducing_code = reducing == NULL ? NULL : reducing->code;
     lone->row = state->walk->rows ? -2 : 0; /* nowhere, or the only one */
     lone->program = (npy_deferred_tile_program){
             .nargs = unit->nargs,

@@ -149,13 +149,26 @@ npy_deferred_unit_forget_code(npy_deferred_unit *unit)
 {
     int found = unit->machine_code != NULL;
     free_code(unit->machine_code);
-    free_code(unit->reducing_code);
     free_code(unit->rows_code);
-    free_code(unit->reducing_rows_code);
-    unit->machine_code = unit->reducing_code = NULL;
-    unit->rows_code = unit->reducing_rows_code = NULL;
-    unit->was_compiled = unit->reducing = unit->rows_were_compiled = 0;
+    unit->machine_code = unit->rows_code = NULL;
+    unit->was_compiled = unit->rows_were_compiled = 0;
+    for (int i = 0; i < NPY_DEFERRED_REDUCINGS; i++) {
+        free_code(unit->reducing[i].code);
+        free_code(unit->reducing[i].rows_code);
+    }
+    memset(unit->reducing, 0, sizeof(unit->reducing));
     return found;
+}
+
+NPY_NO_EXPORT const npy_deferred_reducing *
+npy_deferred_find_reducing(const npy_deferred_unit *unit, int instruction)
+{
+    for (int i = 0; i < NPY_DEFERRED_REDUCINGS; i++) {
+        if (unit->reducing[i].instruction == instruction) {
+            return &unit->reducing[i];
+        }
+    }
+    return NULL;
 }
 
 static void
@@ -231,30 +244,32 @@ new_rows_code(npy_deferred_plan *plan, const npy_deferred_walk *walk,
  */
 static void
 compile_reducing(npy_deferred_plan *plan, const npy_deferred_walk *walk,
-                 npy_deferred_unit *unit, int reducing)
+                 npy_deferred_unit *unit, int instruction)
 {
     npy_deferred_tile_instruction *code = &plan->tile_code[unit->code], *last = code;
     npy_intp strides[NPY_DEFERRED_TILE_MAX_ARGS];
+    npy_deferred_reducing *reducing = unit->reducing;
+    while (reducing->instruction != 0) {
+        reducing++;
+    }
+    assert(reducing < unit->reducing + NPY_DEFERRED_REDUCINGS);
     while (last[1].code != NPY_DEFERRED_TILE_END) {
         last++;
     }
-    free_code(unit->reducing_code);
-    free_code(unit->reducing_rows_code);
-    unit->reducing_code = unit->reducing_rows_code = NULL;
-    unit->reducing = reducing;
-    if (!npy_deferred_can_end_by(last->code, reducing)) {
+    reducing->instruction = instruction;
+    if (!npy_deferred_can_end_by(last->code, instruction)) {
         return;
     }
     npy_deferred_tile_instruction store = *last;
-    last->code = (npy_uint16)reducing;
+    last->code = (npy_uint16)instruction;
     find_strides(plan, unit, strides);
-    unit->reducing_code = npy_deferred_code_new(
-            unit->type, unit->parts, code, &plan->tile_args[unit->args], unit->nargs,
-            strides, NPY_DEFERRED_TILE_NO_STREAM, NULL);
-    npy_deferred_stats.compiled += unit->reducing_code != NULL;
-    if (reducing == NPY_DEFERRED_TILE_JOIN_SUM ||
-        reducing == NPY_DEFERRED_TILE_SUM_EIGHTHS) {
-        unit->reducing_rows_code = new_rows_code(plan, walk, unit, reducing);
+    reducing->code = npy_deferred_code_new(unit->type, unit->parts, code,
+                                           &plan->tile_args[unit->args], unit->nargs,
+                                           strides, NPY_DEFERRED_TILE_NO_STREAM, NULL);
+    npy_deferred_stats.compiled += reducing->code != NULL;
+    if (instruction == NPY_DEFERRED_TILE_JOIN_SUM ||
+        instruction == NPY_DEFERRED_TILE_SUM_EIGHTHS) {
+        reducing->rows_code = new_rows_code(plan, walk, unit, instruction);
     }
     *last = store;
 }
@@ -299,7 +314,7 @@ npy_deferred_compile(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         only->rows_code = new_rows_code(plan, walk, only, -1);
         only->rows_were_compiled = 1;
     }
-    if (reducing >= 0 && only->reducing != reducing) {
+    if (reducing >= 0 && npy_deferred_find_reducing(only, reducing) == NULL) {
         compile_reducing(plan, walk, only, reducing);
     }
 }

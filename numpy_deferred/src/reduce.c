@@ -159,7 +159,7 @@ can_reduce(reduction *r, PyObject *initial)
     PyArray_Descr *const *descrs = r->context->descriptors;
     PyArray_Descr *given = PyArray_DESCR(r->operand);
     npy_deferred_node *node = npy_deferred_node_of(r->operand);
-    if (node->nevaluated != 0 || node->computed != NULL ||
+    if (node->nevaluated > (node->is_arithmetic ? 1 : 0) || node->computed != NULL ||
         npy_deferred_pending_twin(node) != NULL ||
         !npy_deferred_is_own_ufunc((PyUFuncObject *)r->context->caller) ||
         !PyTypeNum_ISNUMBER(descrs[0]->type_num) ||

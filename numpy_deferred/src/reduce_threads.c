@@ -230,11 +230,14 @@ divide(job *j)
 static int
 fold_instruction(const reduction *r)
 {
-    if (r->strides[0] == 0 && r->cut == PAIRWISE && r->reducer.add_up != NULL) {
-        return NPY_DEFERRED_TILE_SUM_EIGHTHS;
-    }
     if (r->counts) {
         return r->strides[0] == 0 ? NPY_DEFERRED_TILE_FOLD_COUNT : -1;
+    }
+    if (r->is_cast) {
+        return -1;
+    }
+    if (r->strides[0] == 0 && r->cut == PAIRWISE && r->reducer.add_up != NULL) {
+        return NPY_DEFERRED_TILE_SUM_EIGHTHS;
     }
     return r->strides[0] == 0                                    ? r->reducer.fold
            : r->strides[0] == r->context->descriptors[0]->elsize ? r->reducer.joining
