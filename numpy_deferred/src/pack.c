@@ -8,6 +8,9 @@
  * rows one after the other, crossing ones by squares.  Then all is one long row.  An
  * operand that has the same row throughout is packed for the first panel alone.
  *
+ * Where the only program of a plan has become code that goes over rows
+ * (machine_code.c), whole rows are not packed (execute.c).
+ *
  * Loops see other strides than in eager NumPy, which plan.c must bear with, and the
  * result must be one that may be written again: no operand overlaps it.  The walk owns
  * its iterator, which tells shapes and strides; the scratch memory is run_state.c's.

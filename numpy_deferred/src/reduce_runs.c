@@ -381,12 +381,14 @@ npy_deferred_sum_pairwise(worker *w, npy_intp position, npy_intp n, char *sum)
 
 /* Elements that are folded at least, and at most. */
 #define LEAST_FOLDED 2048
+#define LEAST_COUNTED 768
 #define MOST_FOLDED 16384
 
 static int
 folds(const worker *w, npy_intp n)
 {
-    return w->pieces.folding != NULL && n >= LEAST_FOLDED;
+    return w->pieces.folding != NULL &&
+           n >= (w->r->counts ? LEAST_COUNTED : LEAST_FOLDED);
 }
 
 /* Add how often elements of masks were set. */
@@ -656,7 +658,7 @@ are_short_loops(const worker *w, npy_intp n)
 {
     int type_num = w->r->context->descriptors[0]->type_num;
     return (PyTypeNum_ISINTEGER(type_num) || PyTypeNum_ISBOOL(type_num)) &&
-           w->r->cut == ANYWHERE && n < LEAST_FOLDED && are_short(w, n);
+           w->r->cut == ANYWHERE && !folds(w, n) && are_short(w, n);
 }
 
 /* Runs that are added up at a time. */

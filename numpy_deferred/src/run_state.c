@@ -36,8 +36,9 @@
 #define FAR_BLOCK_BYTES 12288
 #define MEMORY_BYTES ((npy_intp)4 << 20)
 #define MIN_BLOCK 128
-/* Measured: what a single operation takes for longer rows is the same either way. */
-#define MAX_SHORT_ROW 1024
+/* Where programs go over rows: for longer ones the loop of a single operation takes as
+ * long. */
+#define MAX_SHORT_ROW NPY_DEFERRED_MAX_ROW
 
 static int
 bind_cast(npy_deferred_plan *plan, npy_deferred_step *step,
