@@ -329,6 +329,14 @@ def test_sums_of_any_length(char, threads, num_threads):
             compare.same(f"{n} variance", lambda x=x: x.var(axis=1))
 
 
+def chain(arrays, every):
+    """One expression of all, in which there is a product every so often."""
+    result = arrays[0]
+    for i, x in enumerate(arrays[1:]):
+        result = result * x if i % every == 0 else x - result
+    return result
+
+
 ROWS = [*range(1, 72), 100, 127, 128, 129, 255, 260, 1000, 4100]
 
 
@@ -396,17 +404,11 @@ def test_rows_with_more_arguments_than_registers(char):
         for i in range(29)
     ]
 
-    def chain(arrays):
-        result = arrays[0]
-        for i, x in enumerate(arrays[1:]):
-            result = result * x if i % 4 == 0 else x - result
-        return result
-
     with comparison() as compare:
         for n in (5, 14, 29):
-            compare.same(f"{n}", lambda n=n: chain(arrays[:n]))
-            compare.same(f"{n} sum", lambda n=n: chain(arrays[:n]).sum(axis=1))
-            compare.same(f"{n} joined", lambda n=n: chain(arrays[:n]).sum(axis=0))
+            compare.same(f"{n}", lambda n=n: chain(arrays[:n], 4))
+            compare.same(f"{n} sum", lambda n=n: chain(arrays[:n], 4).sum(axis=1))
+            compare.same(f"{n} joined", lambda n=n: chain(arrays[:n], 4).sum(axis=0))
 
 
 @pytest.mark.parametrize("char", "df")
@@ -460,15 +462,9 @@ def test_joined_rows_are_shared(char, num_threads):
 def test_sums_with_more_arguments_than_registers(char):
     arrays = [inexact((3, 333), char, i) for i in range(14)]
 
-    def chain():
-        result = arrays[0]
-        for i, x in enumerate(arrays[1:]):
-            result = result * x if i % 3 == 0 else x - result
-        return result
-
     with comparison() as compare:
-        compare.same("all", lambda: chain().sum())
-        compare.same("rows", lambda: chain().sum(axis=1))
+        compare.same("all", lambda: chain(arrays, 3).sum())
+        compare.same("rows", lambda: chain(arrays, 3).sum(axis=1))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -0.0])

@@ -630,6 +630,7 @@ NPY_NO_EXPORT npy_intp
 npy_deferred_row_length(const npy_deferred_walk *walk);
 NPY_NO_EXPORT npy_intp
 npy_deferred_row_stride(const npy_deferred_walk *walk, int operand);
+
 /* ---- pack.c: operands that are copied on the way ---- */
 
 /*
@@ -871,9 +872,7 @@ npy_deferred_code_new(npy_deferred_tile_type type, int parts,
 /* What there is for this instruction, or NULL. */
 NPY_NO_EXPORT const npy_deferred_reducing *
 npy_deferred_find_reducing(const npy_deferred_unit *unit, int instruction);
-/* Free all code of a unit, which may be compiled again.  Returns whether there was
- * some.
- */
+/* Free all code of a unit, which may be compiled again.  Returns whether it had any. */
 NPY_NO_EXPORT int
 npy_deferred_unit_forget_code(npy_deferred_unit *unit);
 /*

@@ -81,13 +81,18 @@ begin_strided(assembly *a, int arg)
     byte(a, 0xC0 | RCX << 3 | (a->keeper[arg] & 7));
 }
 
+/* Go on to the next tile with all whose elements are. */
 static void
-advance_strided(assembly *a, int arg)
+advance_strided(assembly *a, int nargs)
 {
-    byte(a, 0x48 | (a->keeper[arg] >= 8)); /* add keeper, a tile */
-    byte(a, 0x81);
-    byte(a, 0xC0 | (a->keeper[arg] & 7));
-    number(a, (npy_uint64)(a->strides[arg] * a->vectors * lanes(a)), 4);
+    for (int i = 0; i < nargs; i++) {
+        if (is_strided(a, i)) {
+            byte(a, 0x48 | (a->keeper[i] >= 8)); /* add keeper, a tile */
+            byte(a, 0x81);
+            byte(a, 0xC0 | (a->keeper[i] & 7));
+            number(a, (npy_uint64)(a->strides[i] * a->vectors * lanes(a)), 4);
+        }
+    }
 }
 
 /* Have an element where it waits in all places of a vector. */
@@ -220,11 +225,7 @@ put_tiles(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
     for (; code->code != NPY_DEFERRED_TILE_END; code++) {
         npy_deferred_x86_put(a, code);
     }
-    for (int i = 0; i < nargs; i++) {
-        if (is_strided(a, i)) {
-            advance_strided(a, i);
-        }
-    }
+    advance_strided(a, nargs);
     number(a, 0x0548, 2); /* add rax, length */
     number(a, a->vectors * lanes(a), 4);
     number(a, a->sums_leaves ? 0x023B48 : 0xD03948, 3); /* cmp rax, [rdx]; rdx */
@@ -259,11 +260,7 @@ put_rest(assembly *a, const npy_deferred_tile_instruction *code, int nargs)
     for (; code[1].code != NPY_DEFERRED_TILE_END; code++) {
         npy_deferred_x86_put(a, code);
     }
-    for (int i = 0; i < nargs; i++) {
-        if (is_strided(a, i)) {
-            advance_strided(a, i);
-        }
-    }
+    advance_strided(a, nargs);
     for (int i = 0; i < a->vectors; i++) {
         operand to = {-1, RSP, 0, below + i * VECTOR_BYTES};
         emit(a, STORE, i, 0, to);
