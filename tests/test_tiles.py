@@ -17,6 +17,7 @@ import pytest
 from numpy._core._multiarray_umath import __cpu_baseline__
 
 from helpers.compare import assert_same, comparison
+from helpers.counting import counted
 from helpers.layouts import contiguous, negative, operand, strided, swapped, unaligned
 from helpers.processor import HAS_AVX2
 from helpers.values import values
@@ -692,7 +693,26 @@ def unary(x, y):
     return np.square(x) + np.negative(x)
 
 
-@pytest.mark.parametrize("program", [polynomial, quotients, chosen, unary])
+def squared(x, y):
+    """Of what other steps make, once and again."""
+    difference, total = x - y, x + y
+    return difference * difference + total * total
+
+
+def squared_twice(x, y):
+    square = (x + y) * (x + y)
+    return square * square - y * y
+
+
+def squared_and_read(x, y):
+    difference = x - y
+    return difference * difference - difference
+
+
+@pytest.mark.parametrize(
+    "program",
+    [polynomial, quotients, chosen, unary, squared, squared_twice, squared_and_read],
+)
 @pytest.mark.parametrize("layout", dict.fromkeys(LAYOUTS))
 @pytest.mark.parametrize("char", "dfil")
 def test_operand_that_is_read_again(char, layout, program):
@@ -706,6 +726,26 @@ def test_operand_that_is_read_again(char, layout, program):
                 z = usual(narrow, n, 3)
                 assert_same(lambda z=z, y=y: program(z.astype(char), y))
                 assert_same(lambda z=z, y=y: program(z + y, z))
+
+
+@pytest.mark.parametrize("char", "DF")
+@pytest.mark.parametrize("program", [squared, squared_twice, squared_and_read])
+def test_squares_of_complex_numbers(char, program):
+    for n in (1, 63, 129, 9001):
+        x, y = values(char, n, 1), values(char, n, 2)
+        with np.errstate(all="ignore"):
+            assert_same(lambda x=x, y=y: program(x, y))
+            assert_same(lambda x=x, y=y: program(x, y).sum())
+
+
+@pytest.mark.parametrize("char", "dfil")
+def test_square_of_a_deferred_array_is_one_program(char):
+    x, y = (usual(char, 9001, seed) for seed in (1, 2))
+    with np.errstate(all="ignore"), np.deferredstate(True), counted() as counters:
+        square = squared(x, y)
+        # What is more than programs is stored when it is asked for again.
+        square.sum(), square.sum()
+    assert (counters.reduced, counters.calculated) == (2, 0)
 
 
 @pytest.mark.parametrize("char", "dfilqLQ")

@@ -396,6 +396,29 @@ is_clip(const npy_deferred_plan *plan, const npy_deferred_step *step)
            plan->values[step->args[2]].stride == 0;
 }
 
+/* A product of something with itself is written as a square, which reads it once. */
+static int
+as_square(const npy_deferred_step *step, int operation)
+{
+    if (step->nargs != 3 || step->args[0] != step->args[1]) {
+        return operation;
+    }
+    return operation == NPY_DEFERRED_TILE_MULTIPLY ? NPY_DEFERRED_TILE_SQUARE
+           : operation == NPY_DEFERRED_TILE_COMPLEX_MULTIPLY
+                   ? NPY_DEFERRED_TILE_COMPLEX_SQUARE
+                   : operation;
+}
+
+/* How many of a step's operands its program reads. */
+static int
+operands_of(const npy_deferred_step *step)
+{
+    return step->tile_operation == NPY_DEFERRED_TILE_SQUARE ||
+                           step->tile_operation == NPY_DEFERRED_TILE_COMPLEX_SQUARE
+                   ? 1
+                   : step->nargs - 1;
+}
+
 /* Whether the machine has it: a known operation, with elements side by side as result.
  */
 static void
@@ -425,6 +448,7 @@ classify(npy_deferred_plan *plan, npy_deferred_step *step)
     if (step->tile_operation < 0) {
         return;
     }
+    step->tile_operation = as_square(step, step->tile_operation);
     if (step->takes_masks) {
         step->tile_type = type_for_masks(plan, step);
         return;
@@ -573,7 +597,7 @@ banks_of(const npy_deferred_plan *plan, int index)
         banks = PyArray_MAX(banks + 1, banks_for(plan, index, first));
         return PyArray_MAX(banks, other > 0 ? other + 2 : 0);
     }
-    if (step->nargs > 2) {
+    if (operands_of(step) > 1) {
         int together =
                 banks_together(banks_for(plan, index, 0), banks_for(plan, index, 1));
         banks = PyArray_MAX(banks, together);
@@ -587,7 +611,7 @@ static int
 reads_of(const npy_deferred_plan *plan, int index)
 {
     int reads = 0;
-    for (int i = 0; i < plan->steps[index].nargs - 1; i++) {
+    for (int i = 0; i < operands_of(&plan->steps[index]); i++) {
         int writer = joined(plan, index, i);
         int is_kept = plan->values[plan->steps[index].args[i]].kind ==
                       NPY_DEFERRED_VALUE_KEPT;
@@ -605,12 +629,13 @@ join(npy_deferred_plan *plan, int index)
 {
     npy_deferred_step *step = &plan->steps[index];
     /* A clip reads its scalars. */
-    int nin = step->tile_operation == NPY_DEFERRED_TILE_RAISE ? 1 : step->nargs - 1;
+    int nin = step->tile_operation == NPY_DEFERRED_TILE_RAISE ? 1 : operands_of(step);
+    int is_read_twice = operands_of(step) < step->nargs - 1;
     for (int i = 0; i < nin; i++) {
         npy_deferred_value *value = &plan->values[step->args[i]];
         int wants_mask = is_select(step) ? i == 0 : step->takes_masks;
         npy_deferred_step *writer = &plan->steps[value->writer < 0 ? 0 : value->writer];
-        if (value->writer < 0 || value->nreaders != 1 ||
+        if (value->writer < 0 || value->nreaders != 1 + is_read_twice ||
             writer->tile_type != step->tile_type || is_truth(value) != wants_mask) {
             continue;
         }
@@ -772,7 +797,7 @@ find_resident(const npy_deferred_plan *plan, int root)
         while (plan->steps[top].joins >= 0) {
             top = plan->steps[top].joins;
         }
-        for (int j = 0; top == root && j < plan->steps[i].nargs - 1; j++) {
+        for (int j = 0; top == root && j < operands_of(&plan->steps[i]); j++) {
             int value = plan->steps[i].args[j], at = 0;
             if (joined(plan, i, j) >= 0 || !varies(plan, value)) {
                 continue;
