@@ -48,6 +48,8 @@ DEFERRED = {
     "out=None": lambda: np.add(A, 1, out=None),
     "out=(None,)": lambda: np.add(A, 1, out=(None,)),
     "where=True": lambda: np.add(A, 1, where=True),
+    "where= of one true element": lambda: np.add(A, 1, out=None, where=np.True_),
+    "where=np._NoValue": lambda: np.subtract(A + 1, 1, out=None, where=np._NoValue),
     "many axes": lambda: np.ones((1,) * 60 + (2, 2)) + 1,
     "byte-swapped": lambda: A.astype(">f8") + 1,
     "unaligned": lambda: np.zeros(17, "u1")[1:].view("f8") + 1,
@@ -81,6 +83,8 @@ DEFERRED = {
 AT_ONCE = {
     "out=": lambda: np.add(A, 1, out=np.zeros(6)),
     "where=": lambda: np.add(A, 1, out=np.zeros(6), where=A > 2),
+    "where= of one false element": lambda: np.add(A, 1, np.zeros(6), where=np.False_),
+    "where= of a function": lambda: np.exp(A, out=None, where=np.True_),
     "power of integers": lambda: np.arange(4) ** np.arange(4),
     "where of lists": lambda: np.where([True, False], 1, 2),
     "out= of two outputs": lambda: np.divmod(A, 2, out=(np.zeros(6), None))[1],

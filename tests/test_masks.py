@@ -5,6 +5,7 @@ The oracle is eager NumPy, which writes to memory at once.
 """
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -346,6 +347,46 @@ def test_nan_functions_are_fused(char, order):
         assert counters.calculated == 1  # the mask, which is asked for twice
 
 
+@pytest.mark.parametrize("char", "fd")
+def test_nan_variance_is_fused(char):
+    a = with_nans(char, (60, 70), np.reshape, 0.2)
+    with np.errstate(all="ignore"), np.deferredstate(True):
+        with counted() as counters:
+            np.nanvar(a)
+        # The counts of NaNs, the sum, and the squares.
+        assert counters.reduced == 3
+        assert counters.calculated == 1  # the mask, which is asked for twice
+
+
+# A `where=` that leaves nothing out, as np._NoValue becomes one.
+
+EVERYWHERE = (np.add, np.subtract, np.multiply, np.divide, np.maximum, np.less)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ufunc", EVERYWHERE, ids=lambda ufunc: ufunc.__name__)
+@each_type
+def test_where_of_one_true_element(ufunc, char):
+    if (ufunc, char) == (np.subtract, "?"):
+        pytest.skip("booleans have no difference")
+    with comparison() as compare, np.errstate(all="ignore"):
+        for shape, first, second in itertools.product(
+            ((1,), (1, 1), (7, 3), *SHAPES), LAYOUTS, LAYOUTS
+        ):
+            size = int(np.prod(shape))
+            a, b = (
+                layout(values(char, size, seed), shape)
+                for layout, seed in ((first, 1), (second, 2))
+            )
+
+            def both(a=a, b=b):
+                fresh = ufunc(a, b, where=np._NoValue)
+                into = ufunc(a, b, out=a * 1, where=np.True_, casting="unsafe")
+                return fresh, into
+
+            compare.same(f"{shape} {first.__name__} {second.__name__}", both)
+
+
 # What can raise nothing waits on when the error state changes.
 
 
@@ -372,6 +413,29 @@ def test_quiet_operations_wait_on():
             pass
         assert [a.flags.deferred for a in quiet] == [True] * len(quiet)
         assert [a.flags.deferred for a in loud] == [False] * len(loud)
+
+
+@pytest.mark.parametrize("function", [np.square, np.exp])
+def test_what_a_reduction_has_read_waits_on(function):
+    """It is known then that nothing is raised; else it is told once."""
+    x = np.linspace(1, 2, N)
+    with np.errstate(all="warn"), np.deferredstate(True):
+        inner = x - 1
+        quiet = function(inner)
+        total = quiet.sum()
+        with np.errstate(divide="ignore"):
+            pass
+        assert quiet.flags.deferred
+        assert inner.flags.deferred
+        assert total == np.sum(function(x - 1))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            loud = function(x * 1e200)
+            loud.sum()
+            with np.errstate(divide="ignore"):
+                pass
+        assert ["overflow" in str(warning.message) for warning in told] == [True]
+        assert not loud.flags.deferred
 
 
 @pytest.mark.parametrize("char", "fd")

@@ -43,6 +43,7 @@ typedef struct {
     npy_deferred_at_once *at_once; /* why it is not captured, for profiles */
     npy_uint32 *line;   /* where it is written, once that has been asked for; else 0 */
     PyObject *errstate; /* borrowed; NULL, to be looked up, when code may have run */
+    int is_masked;      /* it has a `where=` that leaves nothing out */
 } ufunc_call;
 
 /* Returns 0. */
@@ -227,7 +228,8 @@ handler_is_default(void)
 static int
 result_layout(const ufunc_call *call, npy_deferred_layout *layout)
 {
-    int may_be_trivial = call->ufunc->nout == 1 && !npy_deferred_is_where(call->ufunc);
+    int may_be_trivial = call->ufunc->nout == 1 && !call->is_masked &&
+                         !npy_deferred_is_where(call->ufunc);
     return npy_deferred_result_layout(call->ufunc->nin, call->op, call->descrs,
                                       call->order, may_be_trivial, layout);
 }
@@ -691,6 +693,19 @@ is_given_outputs(const ufunc_call *call)
            (call->op[nin] != NULL || call->op[nin + 1] != NULL);
 }
 
+/*
+ * Whether a call with `where=` does as one without: that is a single true element, as
+ * np._NoValue becomes one where NumPy's own functions pass it on.  Eager NumPy goes
+ * another way then, with other strides.
+ */
+static int
+is_everywhere(const ufunc_call *call, PyArrayObject *wheremask)
+{
+    return PyArray_NDIM(wheremask) == 0 && !npy_deferred_is(wheremask) &&
+           *(npy_bool *)PyArray_DATA(wheremask) &&
+           npy_deferred_is_exact(call->ufunc, call->descrs[0]);
+}
+
 /* Returns as npy_deferred_capture, or AGAIN. */
 static int
 decide(const ufunc_call *call, NPY_CASTING casting, PyArrayObject *wheremask)
@@ -813,6 +828,10 @@ npy_deferred_capture(PyUFuncObject *ufunc, PyArrayMethodObject *method,
                        .line = &line,
                        .errstate = npy_deferred_errstate_read};
     find_elided(&call);
+    if (wheremask != NULL && is_everywhere(&call, wheremask)) {
+        call.is_masked = 1;
+        wheremask = NULL;
+    }
     int result = AGAIN;
     while (result == AGAIN) {
         result = decide(&call, casting, wheremask);

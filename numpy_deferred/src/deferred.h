@@ -127,6 +127,7 @@ struct npy_deferred_node {
     npy_intp nnodes, noperands, operand_bytes;
     int nevaluated;      /* how often the values were computed, not kept */
     int is_arithmetic;   /* after that: programs did it, at no cost to speak of */
+    int raised_nothing;  /* and nothing that an error state wanted to know */
     npy_uint64 reported; /* NPY_FPE_* not to be told again; see npy_deferred_error */
     int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
@@ -828,11 +829,12 @@ npy_deferred_tile_type_of(const PyArray_Descr *descr);
 /* Which operation of programs it is, for the type of its first operand, or -1. */
 NPY_NO_EXPORT int
 npy_deferred_tile_operation_of(const npy_deferred_node *node);
-/* Whether all loops of an operation, whatever strides they have, give the same, but
- * for which of two NaNs it is. */
+/* Whether all loops of an operation, whose first operand has that type, give the same
+ * whatever strides they have, but for which of two NaNs it is. */
 NPY_NO_EXPORT int
-npy_deferred_is_exact(const npy_deferred_node *node);
-/* Whether neither the operation nor those that it waits for can raise anything. */
+npy_deferred_is_exact(const PyUFuncObject *ufunc, const PyArray_Descr *descr);
+/* Whether neither the operation nor those that it waits for can raise anything, or do
+ * it again where nothing was raised that an error state wanted to know. */
 NPY_NO_EXPORT int
 npy_deferred_is_quiet(const npy_deferred_node *node);
 

@@ -186,8 +186,10 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
     if (result != 0) {
         return result;
     }
+    int raised = 0;
     for (int i = 0; i < plan->nsteps; i++) {
         npy_deferred_step *step = &plan->steps[i];
+        raised |= step->status;
         if (step->status != 0 &&
             add_error(errors, step->node, step->copied, step->status) < 0) {
             return -1;
@@ -195,6 +197,7 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
     }
     for (int i = 0; i < walk->expression->nnodes; i++) {
         walk->expression->nodes[i]->nevaluated++;
+        walk->expression->nodes[i]->raised_nothing = raised == 0;
     }
     return 0;
 }

@@ -375,7 +375,8 @@ add_steps(npy_deferred_plan *plan, const npy_deferred_walk *walk,
         }
         /* An operation that rounds correctly gives the same for all strides but for
          * NaNs, for which a result may be written once more. */
-        int any_stride = !walk->overlaps && npy_deferred_is_exact(node);
+        int any_stride =
+                !walk->overlaps && npy_deferred_is_exact(node->ufunc, node->descrs[0]);
         int trivial = 1;
         for (int j = 0; j < node->nin; j++) {
             PyArrayObject *input = node->operands[j].array;

@@ -190,22 +190,28 @@ truth_operation_of(const PyUFuncObject *ufunc)
     return found == NULL ? -1 : found->operation;
 }
 
-NPY_NO_EXPORT int
-npy_deferred_tile_operation_of(const npy_deferred_node *node)
+/* Of a call whose first operand has that type. */
+static int
+operation_for(const PyUFuncObject *ufunc, const PyArray_Descr *descr)
 {
-    const PyArray_Descr *descr = node->descrs[0];
-    return descr->type_num == NPY_BOOL            ? truth_operation_of(node->ufunc)
-           : PyTypeNum_ISCOMPLEX(descr->type_num) ? complex_operation_of(node->ufunc)
-           : PyTypeNum_ISNUMBER(descr->type_num)  ? operation_of(node->ufunc, descr)
+    return descr->type_num == NPY_BOOL            ? truth_operation_of(ufunc)
+           : PyTypeNum_ISCOMPLEX(descr->type_num) ? complex_operation_of(ufunc)
+           : PyTypeNum_ISNUMBER(descr->type_num)  ? operation_of(ufunc, descr)
                                                   : -1;
 }
 
 NPY_NO_EXPORT int
-npy_deferred_is_exact(const npy_deferred_node *node)
+npy_deferred_tile_operation_of(const npy_deferred_node *node)
 {
-    int operation = npy_deferred_tile_operation_of(node);
+    return operation_for(node->ufunc, node->descrs[0]);
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_exact(const PyUFuncObject *ufunc, const PyArray_Descr *descr)
+{
+    int operation = operation_for(ufunc, descr);
     return operation >= 0 && operation < NPY_DEFERRED_TILE_NEGATIVE &&
-           npy_deferred_tile_type_of(node->descrs[0]) != NPY_DEFERRED_TILE_NONE;
+           npy_deferred_tile_type_of(descr) != NPY_DEFERRED_TILE_NONE;
 }
 
 /* Whether an operation on floats, or complex ones, only looks at them or moves them. */
@@ -246,6 +252,9 @@ raises_nothing(const npy_deferred_node *node)
 NPY_NO_EXPORT int
 npy_deferred_is_quiet(const npy_deferred_node *node)
 {
+    if (node->raised_nothing) {
+        return 1;
+    }
     int is_quiet = raises_nothing(node);
     for (int i = 0; i < node->nin && is_quiet; i++) {
         PyArrayObject *array = node->operands[i].array;

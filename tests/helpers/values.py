@@ -85,13 +85,14 @@ def values(char, n, position=0):
     Operands walk through their pools in different ways, so that in about
     2,500 elements every value of one meets every value of another.
     """
-    source = pool(char)
-    i = np.arange(n)
-    if position == 0:
-        # Start where small arrays see something else than zeros.
-        index = i + 3
-    else:
-        index = i * (2 * position + 1) + i // len(source) + 5 * position
-    result = source[index % len(source)]
+    with np.deferredstate(False):  # they are kept for others
+        source = pool(char)
+        i = np.arange(n)
+        if position == 0:
+            # Start where small arrays see something else than zeros.
+            index = i + 3
+        else:
+            index = i * (2 * position + 1) + i // len(source) + 5 * position
+        result = source[index % len(source)]
     result.flags.writeable = False
     return result
