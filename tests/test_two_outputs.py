@@ -145,14 +145,27 @@ def test_reductions_store_nothing(quiet):
     a, b = operands()
 
     def both():
-        q, r = np.divmod(a, b)
-        return (q * b + r).sum()
+        return np.add(*np.divmod(a, b)).sum()
 
     for call in (both, lambda: np.modf(a)[0].sum(), lambda: np.frexp(a)[1].max()):
         with counted() as counters:
             call()
         assert (counters.reduced, counters.calculated) == (1, 0)
         assert_same(call)
+
+
+def test_outputs_with_names_are_stored(quiet):
+    """As somebody else may read them, who would have the loop run again."""
+    a, b = operands()
+
+    def call():
+        q, r = np.divmod(a, b)
+        return (q * b + r).sum()
+
+    with counted() as counters:
+        call()
+    assert (counters.reduced, counters.calculated) == (1, 2)
+    assert_same(call)
 
 
 def test_straight_to_a_destination(quiet):

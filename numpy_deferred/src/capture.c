@@ -243,14 +243,21 @@ lay_out_as(npy_deferred_layout *layout, PyArrayObject *array)
             PyArray_FLAGS(array) & (NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS);
 }
 
-/* Whether that many elements are too few to be deferred, or too many to count. */
+/*
+ * Whether that many elements are too few to be deferred, or too many to count.  What is
+ * smaller than the deferred array that it reads, as a mask, waits with that.
+ */
 static int
 is_too_small(const ufunc_call *call, npy_intp size)
 {
-    npy_intp nbytes;
+    npy_intp nbytes, elsize = call->descrs[call->ufunc->nin]->elsize;
+    for (int i = 0; i < call->ufunc->nin; i++) {
+        if (npy_deferred_is(call->op[i])) {
+            elsize = PyArray_MAX(elsize, PyArray_ITEMSIZE(call->op[i]));
+        }
+    }
     /* What two outputs take longer to defer pays for results of twice the size. */
-    return npy_mul_sizes_with_overflow(&nbytes, size,
-                                       call->descrs[call->ufunc->nin]->elsize) ||
+    return npy_mul_sizes_with_overflow(&nbytes, size, elsize) ||
            nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes;
 }
 

@@ -128,6 +128,7 @@ struct npy_deferred_node {
     int nevaluated;      /* how often the values were computed, not kept */
     int is_arithmetic;   /* after that: programs did it, at no cost to speak of */
     int raised_nothing;  /* and nothing that an error state wanted to know */
+    int is_lasting;      /* and it was asked for, or somebody had its array */
     npy_uint64 reported; /* NPY_FPE_* not to be told again; see npy_deferred_error */
     int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
@@ -829,6 +830,9 @@ npy_deferred_tile_type_of(const PyArray_Descr *descr);
 /* Which operation of programs it is, for the type of its first operand, or -1. */
 NPY_NO_EXPORT int
 npy_deferred_tile_operation_of(const npy_deferred_node *node);
+/* Whether it takes much longer than to store what it gives, and read that again. */
+NPY_NO_EXPORT int
+npy_deferred_is_function(const npy_deferred_node *node);
 /* Whether all loops of an operation, whose first operand has that type, give the same
  * whatever strides they have, but for which of two NaNs it is. */
 NPY_NO_EXPORT int

@@ -33,16 +33,20 @@
 /* What became of a try to feed a consumer, beside what others return. */
 #define TRY_AGAIN 3
 
-/* Evaluated before, and used by more than this expression. */
+/*
+ * Whether somebody else than an expression with that root has the array of a node.  A
+ * root without an array is a call that runs now: of what it is given the node has a
+ * reference, the ufunc two, and who calls it one.
+ */
 static int
-worth_keeping(const npy_deferred_node *node)
+is_held(const npy_deferred_node *node, const npy_deferred_node *root)
 {
-    if (node->nevaluated == 0) {
-        return 0;
-    }
     npy_deferred_usage *usage = npy_deferred_find_usage(node->array);
-    npy_intp count = usage == NULL ? 0 : usage->count;
-    return count > node->nuses || Py_REFCNT(node->array) > count;
+    npy_intp count = usage == NULL ? 0 : usage->count, nothers = Py_REFCNT(node->array);
+    for (int i = 0; i < root->nin && root->array == NULL; i++) {
+        nothers -= root->operands[i].array == node->array ? 4 : 0;
+    }
+    return count > node->nuses || nothers > count;
 }
 
 static int
@@ -57,6 +61,34 @@ is_kept(const npy_deferred_expression *expression, const npy_deferred_node *node
 }
 
 /*
+ * Which inner nodes are better stored, as they have been computed before, or will be
+ * again: that is cheap for arithmetic, the first time, but not for functions.  What
+ * was asked for, as a name that a loop then gives to something else, is held by nobody
+ * and still the beginning of what comes next: in a chain of these each would be
+ * computed as often as there are others behind it.
+ */
+static void
+find_stored(const npy_deferred_expression *expression, char is_stored[])
+{
+    char is_costly[NPY_DEFERRED_MAX_NODES];
+    const npy_deferred_node *root = expression->nodes[expression->nnodes - 1];
+    for (int i = 0; i < expression->nnodes; i++) {
+        const npy_deferred_node *node = expression->nodes[i];
+        is_costly[i] = npy_deferred_is_function(node);
+        for (int j = 0; j < node->nin && !is_costly[i]; j++) {
+            PyArrayObject *array = node->operands[j].array;
+            int inner = array != NULL && npy_deferred_is(array)
+                                ? npy_deferred_node_of(array)->position
+                                : -1;
+            is_costly[i] = inner >= 0 && is_costly[inner] && !is_stored[inner];
+        }
+        is_stored[i] = node != root && (node->nevaluated > 0 || is_costly[i]) &&
+                       ((node->is_lasting && node->nevaluated > !is_costly[i]) ||
+                        is_held(node, root));
+    }
+}
+
+/*
  * Calculate the inner nodes that must be regular first, the oldest first; `all` takes
  * every one.  Returns 1 when something was calculated, so that the expression must be
  * collected again, else 0; -1 with an exception set.
@@ -66,13 +98,15 @@ calculate_inner(npy_deferred_node *root, PyArrayObject *out,
                 const npy_deferred_expression *expression, int all)
 {
     PyArrayObject *inner[NPY_DEFERRED_MAX_NODES];
+    char is_stored[NPY_DEFERRED_MAX_NODES];
     int ninner = 0, result = 0;
     npy_intp size = PyArray_SIZE(out);
+    find_stored(expression, is_stored);
     for (int i = 0; i < expression->nnodes; i++) {
         npy_deferred_node *node = expression->nodes[i];
         if (node != root && !is_kept(expression, node) &&
             (all || PyArray_SIZE(node->array) != size ||
-             npy_deferred_leaves_twin(expression, node) || worth_keeping(node))) {
+             npy_deferred_leaves_twin(expression, node) || is_stored[i])) {
             inner[ninner++] = node->array;
         }
     }
@@ -195,9 +229,14 @@ run_plan(npy_deferred_plan *plan, npy_deferred_walk *walk,
             return -1;
         }
     }
-    for (int i = 0; i < walk->expression->nnodes; i++) {
-        walk->expression->nodes[i]->nevaluated++;
-        walk->expression->nodes[i]->raised_nothing = raised == 0;
+    const npy_deferred_expression *expression = walk->expression;
+    const npy_deferred_node *root = expression->nodes[expression->nnodes - 1];
+    for (int i = 0; i < expression->nnodes; i++) {
+        npy_deferred_node *node = expression->nodes[i];
+        node->nevaluated++;
+        node->raised_nothing = raised == 0;
+        node->is_lasting |=
+                node == root || (node->array != NULL && is_held(node, root));
     }
     return 0;
 }
@@ -225,7 +264,8 @@ is_arithmetic(const npy_deferred_plan *plan)
     return 1;
 }
 
-/* If all or some of it has been computed before, and is more than arithmetic. */
+/* If all or some of it has been computed before, and is more than arithmetic, or a
+ * mask, which takes little memory. */
 static void
 note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan *plan)
 {
@@ -233,8 +273,13 @@ note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan
     while (i >= 0 && expression->nodes[i]->nevaluated == 0) {
         i--;
     }
-    if (i >= 0 && !is_arithmetic(plan)) {
-        npy_deferred_note_repeated(expression->nodes[i]);
+    if (i < 0) {
+        return;
+    }
+    const npy_deferred_node *node = expression->nodes[i];
+    if (!is_arithmetic(plan) ||
+        node->descrs[node->nin + node->output]->type_num == NPY_BOOL) {
+        npy_deferred_note_repeated(node);
     }
 }
 
@@ -509,10 +554,12 @@ npy_deferred_evaluate(npy_deferred_node *root, PyArrayObject *out,
 static int
 has_inner(const npy_deferred_expression *expression, PyArrayObject *out)
 {
+    char is_stored[NPY_DEFERRED_MAX_NODES];
+    find_stored(expression, is_stored);
     for (int i = 0; i < expression->nnodes - 1; i++) {
         const npy_deferred_node *node = expression->nodes[i];
         if (!is_kept(expression, node) &&
-            (worth_keeping(node) || npy_deferred_leaves_twin(expression, node))) {
+            (is_stored[i] || npy_deferred_leaves_twin(expression, node))) {
             return 1;
         }
     }

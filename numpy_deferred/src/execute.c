@@ -41,7 +41,8 @@
 /* As much of the last cache is counted on at most; all of it, where none is known. */
 #define MAX_SHARED_CACHE ((npy_intp)32 << 20)
 
-/* A calculation in which so many blocks had to be run again goes on by steps. */
+/* A calculation in which so many blocks had to be run again goes on by steps; one in
+ * which functions raise something at once. */
 #define MAX_REPEATED 8
 
 #define DEFINE_NANS_MEET(name, type, bits)                                      \
@@ -217,10 +218,22 @@ run_units(run_state *state, npy_intp n)
                    : 0;
 }
 
+/* Whether steps take about as long as units, as some of these are NumPy's loops. */
+static int
+has_loops(const npy_deferred_plan *plan)
+{
+    int i = 0;
+    while (i < plan->nunits && plan->units[i].machine != NULL) {
+        i++;
+    }
+    return i < plan->nunits;
+}
+
 /* Run the block again that units could not do. */
 static int
 repeat(run_state *state, npy_intp n)
 {
+    int raised = state->wanted & npy_get_floatstatus_barrier((char *)state);
     if (state->saved != NULL) {
         const npy_deferred_value *out = &state->plan->values[state->plan->out];
         memcpy(out->data, state->saved, n * out->descr->elsize);
@@ -228,7 +241,8 @@ repeat(run_state *state, npy_intp n)
     npy_clear_floatstatus_barrier((char *)state);
     npy_deferred_run_use_scratch(state, 0);
     int result = run_steps(state, n);
-    if (++state->nrepeated < MAX_REPEATED) {
+    state->nrepeated += raised && has_loops(state->plan) ? MAX_REPEATED : 1;
+    if (state->nrepeated < MAX_REPEATED) {
         npy_deferred_run_use_scratch(state, 1);
     }
     return result;

@@ -74,6 +74,7 @@ find_operation(const known_operation known[], size_t n, const PyUFuncObject *ufu
  */
 static struct {
     PyObject *fabs, *trunc, *isnan, *isinf, *isfinite, *logical_not;
+    PyObject *signbit, *copysign, *sign, *fmax, *fmin, *logical_xor; /* in no program */
 } others;
 
 NPY_NO_EXPORT int
@@ -86,6 +87,9 @@ npy_deferred_tile_operations_init(PyObject *module)
             {&others.fabs, "fabs"},         {&others.trunc, "trunc"},
             {&others.isnan, "isnan"},       {&others.isinf, "isinf"},
             {&others.isfinite, "isfinite"}, {&others.logical_not, "logical_not"},
+            {&others.signbit, "signbit"},   {&others.copysign, "copysign"},
+            {&others.sign, "sign"},         {&others.fmax, "fmax"},
+            {&others.fmin, "fmin"},         {&others.logical_xor, "logical_xor"},
     };
     PyObject *names = PyModule_GetDict(module);
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) {
@@ -212,6 +216,23 @@ npy_deferred_is_exact(const PyUFuncObject *ufunc, const PyArray_Descr *descr)
     int operation = operation_for(ufunc, descr);
     return operation >= 0 && operation < NPY_DEFERRED_TILE_NEGATIVE &&
            npy_deferred_tile_type_of(descr) != NPY_DEFERRED_TILE_NONE;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_function(const npy_deferred_node *node)
+{
+    /* What no program has, or not of all types, though loops take little time. */
+    const known_operation quick[] = {
+            {others.signbit},     {others.copysign},    {others.sign},
+            {others.fmax},        {others.fmin},        {n_ops.maximum},
+            {n_ops.minimum},      {n_ops.logical_and},  {n_ops.logical_or},
+            {others.logical_xor}, {others.logical_not}, {n_ops.less},
+            {n_ops.less_equal},   {n_ops.greater},      {n_ops.greater_equal},
+            {n_ops.equal},        {n_ops.not_equal},    {n_ops.clip},
+            {n_ops.multiply},     {n_ops.square},       {n_ops.reciprocal},
+    };
+    return npy_deferred_tile_operation_of(node) < 0 &&
+           !npy_deferred_is_where(node->ufunc) && FIND(quick, node->ufunc) == NULL;
 }
 
 /* Whether an operation on floats, or complex ones, only looks at them or moves them. */
