@@ -48,7 +48,7 @@ def parse(arguments=None):
     add = parser.add_argument
     add("--sizes", type=several(number), help="numbers of elements")
     add("--threads", type=several(int), default=[1, 2])
-    add("--dtypes", type=several(str, ["f8", "f4"]), default=["f8", "f4"])
+    add("--dtypes", type=several(str, ["f8", "f4", "i8"]), help="all by default")
     regimes = measure.REGIMES
     add("--regimes", type=several(str, regimes), default=regimes, help="of malloc")
     add("--contenders", type=several(str, NAMES), default=NAMES)
@@ -58,6 +58,7 @@ def parse(arguments=None):
     add("--directory", type=Path, default=DIRECTORY, help="for what is compiled")
     add("--output", type=Path, help="for results.json and plots; as --directory")
     add("--show", type=Path, help="show a results.json again, measure nothing")
+    add("--rst", action="store_true", help="the claims as reStructuredText")
     add("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.sizes is None:
@@ -145,7 +146,7 @@ def main():
         name = "claims.json" if options.claims else "results.json"
         results = measure_all(options, output / name)
     if any(cell["claimed"] for cell in results["cells"]):
-        report.print_claims(results)
+        report.print_claims(results, options.rst)
     else:
         report.print_tables(results)
         report.print_summary(results)

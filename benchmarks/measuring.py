@@ -50,9 +50,13 @@ def run(function, arrays, state):
     """Call with this deferred state; the results are calculated."""
     with np.deferredstate(state):
         results = function(**arrays)
-    results = results if isinstance(results, tuple) else (results,)
+    results = as_tuple(results)
     np.deferred.calculate(*results)
     return results
+
+
+def as_tuple(results):
+    return results if isinstance(results, tuple) else (results,)
 
 
 def interleaved_times(calls, repeats):
@@ -123,11 +127,17 @@ def same_bits(results, expected):
     )
 
 
-def print_table(header, rows):
-    """Columns as wide as needed; the first to the left, the rest to the right."""
+def print_table(header, rows, rst=False):
+    """Columns as wide as needed; the first to the left, the rest to the right.
+
+    With `rst`, one of reStructuredText's simple tables.
+    """
     table = [header, *[[str(cell) for cell in row] for row in rows]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
+    rule = [("=" if rst else "-") * width for width in widths]
+    table.insert(1, rule)
+    if rst:
+        table = [rule, *table, rule]
     for row in table:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())

@@ -136,17 +136,51 @@ def test_peers_that_are_missing(tmp_path):
     assert {row["contender"] for cell in cells for row in cell["rows"]} == {"ours"}
 
 
-def test_peers_claims(tmp_path):
+def test_peers_claims(tmp_path, monkeypatch):
+    """All that was published, each in the dtype that it was published for."""
     done = bench_peers(
         *(tmp_path, "--claims", "--sizes", "1e4", "--repeats", 1, "--threads", 1),
-        *("--contenders", "ours,eager"),
+        *("--contenders", "ours,eager", "--regimes", "default"),
     )
     assert done.returncode == 0, done.stderr
     cells = json.loads((tmp_path / "claims.json").read_text())["cells"]
     assert all(row["ok"] for cell in cells for row in cell["rows"])
     assert all(cell["claimed"] and cell["n"] == 10_000 for cell in cells)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from peers.expressions import CLAIMS
+
+    measured = {(cell["expression"], cell["dtype"]) for cell in cells}
+    assert measured == {(x.name, *x.dtypes) for x in CLAIMS}
+    assert {("square of sum", "f4"), ("compute", "i8"), ("unity", "f8")} < measured
     for text in ("docs linear", "numexpr 3.2", "20 additions", "Weld 10"):
         assert text in done.stdout
+    shown = bench_peers(tmp_path, "--show", tmp_path / "claims.json", "--rst")
+    assert "docs linear, ``2*a + 3*b``" in shown.stdout
+    rules = [line for line in shown.stdout.splitlines() if line.startswith("====")]
+    assert len(rules) == 3 * 2
+
+
+def test_peers_claims_are_of_their_size(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from peers.expressions import CLAIMS
+
+    shapes = {
+        "large sum": (10**7,),
+        "option prices": (2**24,),
+        "compute": (2000, 2000),
+        "six axes turned": (10,) * 6,
+        "chain of add": (100,) * 3,
+        "composite C": (1080, 1920, 3),
+        "composite swapped": (1920, 1080, 3),
+        "composite in one": (1920, 1080, 4),
+    }
+    for claim in CLAIMS:
+        if claim.name in shapes:
+            (dtype,) = claim.dtypes
+            operand = next(iter(claim.make(dtype, claim.n).values()))
+            assert operand.shape == shapes.pop(claim.name)
+            assert operand.dtype == dtype
+    assert not shapes
 
 
 def peers_results(times, wrong=()):
@@ -201,6 +235,26 @@ def test_peers_expressions(monkeypatch):
     for expression in table:
         for dtype in expression.dtypes:
             operands = expression.make(dtype, 1000)
+            names = vars(np) | operands
             expected = expression.function(np)(*operands.values())
-            inlined = eval(expression.inlined(), vars(np) | operands)
-            np.testing.assert_array_equal(inlined, expected, strict=True)
+            if isinstance(expression.numexpr, tuple):
+                given = [eval(text, names) for text in expression.numexpr]
+            else:
+                given = eval(expression.numexpr or expression.inlined(), names)
+            if not isinstance(expected, tuple):
+                given, expected = [given], [expected]
+            for result, wanted in zip(given, expected, strict=True):
+                np.testing.assert_array_equal(result, wanted, strict=True)
+
+
+def test_peers_numbers(monkeypatch):
+    """Literals are of the operands' dtype, for those who would make them float64."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from peers.contenders import named_decimals, typed
+
+    line = "sqrt(a + 2*b1)**1.2 - c**3 + 1.2*c"
+    assert typed([line]) == ["sqrt(a + T(2)*b1)**T(1.2) - c**3 + T(1.2)*c"]
+    text, constants = named_decimals(line, "f4")
+    assert text == "sqrt(a + 2*b1)**decimal_0 - c**3 + decimal_0*c"
+    assert constants == {"decimal_0": np.float32(1.2)}
+    assert constants["decimal_0"].dtype == np.float32

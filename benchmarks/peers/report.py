@@ -12,12 +12,14 @@ COUNTED = 10_000
 SHOWN = 40
 
 
-def title(cell):
+def circumstances(cell):
     mode = "into" if cell["into"] else "fresh"
-    return (
-        f"{cell['threads']} thread(s), {cell['regime']} heap, {mode}, "
-        f"{cell['dtype']}, n = {cell['n']:,}: {cell['expression']}"
-    )
+    return f"{cell['threads']} thread(s), {cell['regime']} heap, {mode}"
+
+
+def title(cell):
+    kind = f"{cell['dtype']}, n = {cell['n']:,}: {cell['expression']}"
+    return f"{circumstances(cell)}, {kind}"
 
 
 def rows_of(results, name):
@@ -105,23 +107,28 @@ def table_row(cell, names):
     ]
 
 
-def print_claims(results):
+def print_claims(results, rst=False):
     """How many times faster than eager NumPy: claimed, found, ours."""
     names = [x for x in (*PEERS, "ours") if rows_of(results, x)]
     for _, cells in grouped(results["cells"], lambda cell: block(cell)[:3]):
         cells = list(cells)
-        print(title(cells[0]).rsplit(", f8,", 1)[0])
+        print(circumstances(cells[0]), end="\n\n" if rst else "\n")
         rows = []
         for cell in cells:
             found = times(cell)
             speedups = [
                 found["eager"] / found[x] if x in found else None for x in names
             ]
-            row = [cell["expression"], f"{cell['n']:,}", cell["claimed"]]
-            rows.append(row + [figure(x) for x in speedups])
-        print_table(["expression", "n", "claimed", *names], rows)
+            row = [claim_text(cell, rst), cell["dtype"], f"{cell['n']:,}"]
+            rows.append([*row, cell["claimed"], *map(figure, speedups)])
+        print_table(["expression", "dtype", "n", "claimed", *names], rows, rst)
         print()
     print_circumstances(results)
+    print_wrong(results)
+
+
+def claim_text(cell, rst):
+    return f"{cell['expression']}, ``{cell['text']}``" if rst else cell["expression"]
 
 
 def print_circumstances(results):
@@ -168,6 +175,10 @@ def print_summary(results):
     print_behind("numexpr", counted, lambda cell: "numexpr")
     print_behind("the best peer", counted, best_peer)
     print_behind("eager NumPy", counted, lambda cell: "eager")
+    print_wrong(results)
+
+
+def print_wrong(results):
     wrong = [
         f"{row['contender']}: {title(cell)}"
         for cell in results["cells"]
