@@ -47,11 +47,11 @@ class Peak(NamedTuple):
 
 
 def run(function, arrays, state):
-    """Call with this deferred state; the results are calculated."""
+    """Call with this deferred state; results that are arrays are calculated."""
     with np.deferredstate(state):
         results = function(**arrays)
     results = as_tuple(results)
-    np.deferred.calculate(*results)
+    np.deferred.calculate(*(x for x in results if isinstance(x, np.ndarray)))
     return results
 
 

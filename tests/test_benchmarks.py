@@ -1,7 +1,9 @@
 """The benchmarks run, on small arrays, and say what they should."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -80,6 +82,69 @@ def test_overhead_without_stock(site):
     done = run("bench_overhead.py", *(["--stock", site] if site else []))
     assert done.returncode != 0
     assert done.stderr
+
+
+def shown_rows(text):
+    """The cells of the tables that a benchmark has printed, by two spaces."""
+    return [re.split(r"  +", line) for line in text.splitlines() if "  " in line]
+
+
+@pytest.fixture
+def bench(monkeypatch, num_threads):
+    """Imports a benchmark, in this process."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for name in ("bench_kernels", "kernels", "measuring"):
+        sys.modules.pop(name, None)
+
+
+def test_kernels(tmp_path):
+    """All kernels have eager NumPy's bits; with tests' sizes all is deferred."""
+    path = tmp_path / "kernels.json"
+    done = run(
+        *("bench_kernels.py", "--repeats", 1, "--seconds", 0, "--json", path),
+        *("--presets", "NPBench S", "numpy-benchmarks", "loops", "--rst"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert all(row["same"] for row in rows)
+    assert len({row["kernel"] for row in rows}) >= 30
+    behind = sum(row["speedup"] < 1 for row in rows)
+    assert f"Behind eager NumPy in {behind} of {len(rows)}" in done.stdout
+    for text in ("Geometric mean of", "Every bit is the same.", "\n====="):
+        assert text in done.stdout
+
+
+def test_kernels_that_differ(bench, monkeypatch, capsys):
+    """It is found, and ends in failure."""
+    module = bench("bench_kernels")
+
+    def undecided(a):
+        return a + np.getdeferred()
+
+    kernels = module.kernels
+    kernel = kernels.Kernel(
+        undecided, lambda n: kernels.random("a", n), {"loops": (9,)}
+    )
+    monkeypatch.setattr(kernels, "KERNELS", [kernel])
+    arguments = ["--repeats", "1", "--seconds", "0", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *arguments])
+    assert module.main() == 1
+    shown = capsys.readouterr().out
+    assert "DIFFER" in shown_rows(shown)[2]
+    assert "BITS DIFFER." in shown
+
+
+def test_kernels_do_not_share_what_they_change(bench):
+    """Called twice with copies, a kernel gives the same."""
+    module, kernels = bench("bench_kernels"), bench("kernels")
+    kernel = next(x for x in kernels.KERNELS if x.name == "fdtd_2d")
+    arguments = kernel.make(20, 20, 3)
+    before = {name: np.copy(value) for name, value in arguments.items()}
+    module.call(kernel, arguments, False)
+    for name, value in before.items():
+        np.testing.assert_array_equal(arguments[name], value)
 
 
 def bench_peers(directory, *arguments, **options):
