@@ -89,13 +89,59 @@ def shown_rows(text):
     return [re.split(r"  +", line) for line in text.splitlines() if "  " in line]
 
 
+def test_targets(tmp_path):
+    """Every row is there, in both heaps, with the bits of eager NumPy."""
+    path = tmp_path / "targets.json"
+    done = run(
+        *("bench_targets.py", "-n", 50_000, "--small", 5000),
+        *("--repeats", 1, "--json", path),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(path.read_text())
+    rows = [*figures["times"], *figures["memory"]]
+    assert all(row["same"] for row in rows)
+    both = {1, np.deferred.get_num_threads()}
+    names = {row["target"] for row in figures["times"]}
+    assert len(names) == 4 + 2 * 3 + 2
+    heaps = {(row["target"], row["heap"]) for row in figures["times"]}
+    assert heaps == set(product(names, ("default", "warm")))
+    for row in figures["times"]:
+        assert row["ratio"] == row["eager_min"] / row["ours_min"]
+        assert row["met"] == (row["ratio"] >= row["limit"])
+    kinds = {(row["target"], row["threads"]) for row in figures["memory"]}
+    expressions = ("a*b + c*d", "d[:] = a*b*c", "(a*b + c*d).sum()")
+    assert kinds == set(product(expressions, both))
+    verdicts = [row[-1] for row in shown_rows(done.stdout) if row[-1] in VERDICTS]
+    assert verdicts.count("met") == sum(row["met"] for row in rows)
+    assert len(verdicts) == len(rows)
+    assert f"{verdicts.count('met')} of {len(rows)} targets are met." in done.stdout
+
+
+VERDICTS = ("met", "MISSED", "BITS DIFFER")
+
+
 @pytest.fixture
 def bench(monkeypatch, num_threads):
     """Imports a benchmark, in this process."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     yield importlib.import_module
-    for name in ("bench_kernels", "kernels", "measuring"):
+    for name in ("bench_targets", "bench_kernels", "kernels", "demo", "measuring"):
         sys.modules.pop(name, None)
+
+
+def test_targets_that_are_missed(bench, capsys):
+    """They are said to be, and bits that differ are said first."""
+    module = bench("bench_targets")
+    slow = module.Target("slow", 1e9, "x = a + a", ("x = 2*a",), module.random("a", 10))
+    row = module.measure_time(slow, 1, "default", 1)
+    wrong = module.Target("no", 0, "x = a + a", ("x = 3*a",), module.random("a", 10))
+    wrong = module.measure_time(wrong, 1, "default", 1)
+    module.show([row, wrong], [], False)
+    shown = capsys.readouterr().out
+    verdicts = {row[0]: row[-1] for row in shown_rows(shown)}
+    assert verdicts["slow"] == "MISSED"
+    assert verdicts["no"] == "BITS DIFFER"
+    assert "1 of 2 targets are met." in shown
 
 
 def test_kernels(tmp_path):
