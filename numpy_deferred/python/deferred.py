@@ -8,26 +8,25 @@ pass over its operands, in blocks that fit the cache, without temporary arrays,
 and with exactly the bits that NumPy gives otherwise.  Nothing in this module
 is needed for that; it is for those who want to say when, or to see what.
 
-=====================  ====================================================
-`calculate`            calculate given arrays now
-`calculate_all`        calculate all arrays that are still deferred
-`explain`              what is pending behind an array, and how it will run
-`profile`              what was calculated in a block, and why
-`progress`             show how far long calculations are
-`usage_count`          how many pending operations read an array
-`set_memory_limit`     bound the memory that pending operations keep alive
-`get_memory_limit`     the bound
-`set_cache_limit`      bound the memory that is kept for new results
-`get_cache_limit`      the bound
-`set_protect_limit`    size from which operands are protected against writes
-                       by compiled code
-`get_protect_limit`    the size
-`set_num_threads`      how many threads calculate together
-`get_num_threads`      their number
-`register_threadpoolctl`
-                       have threadpoolctl know of these threads
-`stats`                counters, for tests and for the curious
-=====================  ====================================================
+========================  ==================================================
+`calculate`               calculate given arrays now
+`calculate_all`           calculate all arrays that are still deferred
+`explain`                 what is pending behind an array, and how it will run
+`profile`                 what was calculated in a block, and why
+`progress`                show how far long calculations are
+`usage_count`             how many pending operations read an array
+`set_memory_limit`        bound the memory that pending operations keep alive
+`get_memory_limit`        the bound
+`set_cache_limit`         bound the memory that is kept for new results
+`get_cache_limit`         the bound
+`set_protect_limit`       size from which operands are protected against writes
+                          by compiled code
+`get_protect_limit`       the size
+`set_num_threads`         how many threads calculate together
+`get_num_threads`         their number
+`register_threadpoolctl`  have threadpoolctl know of these threads
+`stats`                   counters, for tests and for the curious
+========================  ==================================================
 """
 
 from numpy._core import _multiarray_umath as _core
