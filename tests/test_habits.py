@@ -100,12 +100,13 @@ def test_bits_are_the_same():
     output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
 
 
-def test_reduced_and_read_again():
-    """A function is computed twice the first time, and one time in so many."""
+@pytest.mark.parametrize("expression", ["np.exp(a - b)", "a * b + a"])
+def test_reduced_and_read_again(expression):
+    """It is computed twice the first time, and one time in so many."""
     code = f"""{START}
     reduced = []
     for i in range(40):
-        e = np.exp(a - b)
+        e = {expression}
         before = np.deferred.stats()["reduced"]
         e.sum()
         reduced.append(np.deferred.stats()["reduced"] - before)
@@ -116,15 +117,57 @@ def test_reduced_and_read_again():
     assert output_of(code, NUMPY_DEFERRED_MIN_BYTES=None) == "3 [1, 0, 0]"
 
 
-def test_arithmetic_that_is_reduced_and_read_again():
+def test_arithmetic_that_is_reduced_twice():
     code = f"""{START}
     for i in range(40):
         x = a * b
         x.sum()
+        x.max()
         assert x.flags.deferred
-        (x + 1)[0]
     """
     output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+
+
+@pytest.mark.parametrize("state", ["ignore", "warn"])
+def test_named_part_that_is_read_again(state):
+    """What an expression began with, and is stored later, is stored first from then."""
+    code = f"""{START}
+    first = []
+    with np.errstate(all="{state}"):
+        for i in range(40):
+            x = a * b + a
+            (x > 1)[0]
+            first.append("10"[x.flags.deferred])
+            x[::2].copy()
+    print("".join(first))
+    """
+    printed = output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+    assert printed == "0" + "1" * 16 + "0" + "1" * 16 + "0" + "1" * 5
+
+
+def test_named_part_that_is_not_read_again():
+    code = f"""{START}
+    for i in range(40):
+        x = a * b
+        (x > 1)[0]
+        assert x.flags.deferred
+    """
+    output_of(code, NUMPY_DEFERRED_MIN_BYTES=None)
+
+
+def test_named_part_of_functions():
+    """A chain of arithmetic behind functions is stored too, if computed again."""
+    code = f"""{START}
+    stored = 0
+    z = a
+    with np.errstate(all="ignore"):
+        for i in range(40):
+            np.exp(z)[0]
+            stored += not z.flags.deferred
+            z = z * b - z
+    print(stored > 20)
+    """
+    assert output_of(code, NUMPY_DEFERRED_MIN_BYTES=None) == "True"
 
 
 def test_lines_without_python():

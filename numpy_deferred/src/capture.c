@@ -244,20 +244,28 @@ lay_out_as(npy_deferred_layout *layout, PyArrayObject *array)
 }
 
 /*
- * Whether that many elements are too few to be deferred, or too many to count.  What is
- * smaller than the deferred array that it reads, as a mask, waits with that.
+ * The bytes of an element, to judge by.  What is smaller than the deferred array that
+ * it reads, as a mask, waits with that and may hold as much.
  */
-static int
-is_too_small(const ufunc_call *call, npy_intp size)
+static npy_intp
+judged_elsize(const ufunc_call *call)
 {
-    npy_intp nbytes, elsize = call->descrs[call->ufunc->nin]->elsize;
+    npy_intp elsize = call->descrs[call->ufunc->nin]->elsize;
     for (int i = 0; i < call->ufunc->nin; i++) {
         if (npy_deferred_is(call->op[i])) {
             elsize = PyArray_MAX(elsize, PyArray_ITEMSIZE(call->op[i]));
         }
     }
+    return elsize;
+}
+
+/* Whether that many elements are too few to be deferred, or too many to count. */
+static int
+is_too_small(const ufunc_call *call, npy_intp size)
+{
+    npy_intp nbytes;
     /* What two outputs take longer to defer pays for results of twice the size. */
-    return npy_mul_sizes_with_overflow(&nbytes, size, elsize) ||
+    return npy_mul_sizes_with_overflow(&nbytes, size, judged_elsize(call)) ||
            nbytes >> (call->ufunc->nout - 1) < npy_deferred_min_bytes;
 }
 
@@ -379,7 +387,7 @@ new_node(const ufunc_call *call, npy_intp nbytes, npy_deferred_node **node)
     if (*node == NULL) {
         return -1;
     }
-    (*node)->line = *call->line;
+    (*node)->line = *call->line != 0 ? *call->line : npy_deferred_line_here();
     int result = npy_deferred_limit_expression(*node);
     if (result == 0) {
         result = npy_deferred_limit_memory(*node, nbytes);
@@ -409,9 +417,8 @@ pending_array(const ufunc_call *call, const npy_deferred_layout *layout, int out
 static int
 capture(const ufunc_call *call, const npy_deferred_layout *layout, void *guard)
 {
-    npy_intp nbytes = layout->size * call->descrs[call->ufunc->nin]->elsize;
     npy_deferred_node *node;
-    int limited = new_node(call, nbytes, &node);
+    int limited = new_node(call, layout->size * judged_elsize(call), &node);
     if (limited != 0) {
         npy_deferred_guard_drop(guard);
         return limited < 0 ? -1 : AGAIN;

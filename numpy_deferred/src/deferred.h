@@ -116,7 +116,7 @@ struct npy_deferred_node {
     PyObject *errstate;         /* owned, NULL when errmask is 0 */
     unsigned long thread;       /* only set when errmask is not 0 */
     npy_deferred_origin origin; /* only set when errmask is not 0, or reports are on */
-    npy_uint32 line; /* of smaller results, for habits.c; 0: it is not watched */
+    npy_uint32 line;            /* where it is written, for habits.c; 0: not watched */
     PyObject *scope; /* owned: the innermost then; NULL before it is pending */
     NPY_ORDER order; /* the call's order= */
     int rewrites;    /* bits of the inputs that eager NumPy writes the result over */
@@ -1085,9 +1085,9 @@ npy_deferred_wanted_status(int errmask);
 
 /* Whether there are any.  Written by state.c. */
 extern NPY_NO_EXPORT int npy_deferred_habits_are_kept;
-/* Results of fewer bytes are watched. */
+/* Results of fewer bytes may run at once. */
 #    define NPY_DEFERRED_HABIT_BYTES (256 << 10)
-/* A number for the line that is being run; 0: there is none. */
+/* A number for the line that is being run; 0: there is none, or no habits. */
 NPY_NO_EXPORT npy_uint32
 npy_deferred_line_here(void);
 /* Whether its results have been calculated by themselves, each in a row; now and then
@@ -1097,7 +1097,7 @@ npy_deferred_line_is_read_alone(npy_uint32 line);
 /* Another result of the line, which is not 0, was calculated by itself, or not. */
 NPY_NO_EXPORT void
 npy_deferred_line_note(npy_uint32 line, int alone);
-/* Functions were computed again for an array, as a reduction did not store it. */
+/* More than arithmetic was computed again for an array, as it was not stored. */
 NPY_NO_EXPORT void
 npy_deferred_note_repeated(const npy_deferred_node *node);
 /* Whether that was so of its line not long ago. */

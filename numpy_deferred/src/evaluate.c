@@ -82,9 +82,10 @@ find_stored(const npy_deferred_expression *expression, char is_stored[])
                                 : -1;
             is_costly[i] = inner >= 0 && is_costly[inner] && !is_stored[inner];
         }
-        is_stored[i] = node != root && (node->nevaluated > 0 || is_costly[i]) &&
+        is_stored[i] = node != root &&
                        ((node->is_lasting && node->nevaluated > !is_costly[i]) ||
-                        is_held(node, root));
+                        (is_held(node, root) && (node->nevaluated > 0 || is_costly[i] ||
+                                                 npy_deferred_is_to_be_stored(node))));
     }
 }
 
@@ -264,12 +265,15 @@ is_arithmetic(const npy_deferred_plan *plan)
     return 1;
 }
 
-/* If all or some of it has been computed before, and is more than arithmetic, or a
- * mask, which takes little memory. */
+/*
+ * If all or some of it has been computed before, and is more than arithmetic, or a
+ * mask, which takes little memory, or is stored now: it could have been then.
+ */
 static void
-note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan *plan)
+note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan *plan,
+              int is_stored)
 {
-    int i = expression->nnodes - 1;
+    int last = expression->nnodes - 1, i = last;
     while (i >= 0 && expression->nodes[i]->nevaluated == 0) {
         i--;
     }
@@ -277,7 +281,7 @@ note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan
         return;
     }
     const npy_deferred_node *node = expression->nodes[i];
-    if (!is_arithmetic(plan) ||
+    if (!is_arithmetic(plan) || (is_stored && i == last) ||
         node->descrs[node->nin + node->output]->type_num == NPY_BOOL) {
         npy_deferred_note_repeated(node);
     }
@@ -296,7 +300,7 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
         return result;
     }
     npy_deferred_profile_plan(plan, &walk);
-    note_repeated(expression, plan);
+    note_repeated(expression, plan, consumer == NULL && target == NPY_DEFERRED_FRESH);
     result = run_plan(plan, &walk, consumer, errors);
     if (result == 0) {
         note_lines(expression, expression->nnodes == 1 && consumer == NULL &&

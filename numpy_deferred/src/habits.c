@@ -8,16 +8,17 @@
  * line is used in the same way still.  Operations that broadcast are not watched, as
  * they gain by themselves.
  *
- * A reduction reads a deferred array without storing it.  Where it is read again, all
- * is computed again, which is no matter for arithmetic, but for functions: of lines
- * whose results were, those that follow are stored.
+ * A reduction reads a deferred array without storing it, and so does an expression that
+ * begins with an array that has a name.  Where it is read again, all is computed again,
+ * which is no matter for arithmetic, but with functions: of lines whose results were,
+ * those that follow are stored.
  *
  * A line is a code object and a place in it, hashed, and not owned: what is known of
  * lines that are gone is forgotten when others come to their place in the table, and a
- * mistake costs time alone.  Larger results are not watched, as they gain from several
- * threads and warm memory.  There are no habits where the user has said what is to be
- * deferred (NUMPY_DEFERRED_MIN_BYTES), unless he asks for them (NUMPY_DEFERRED_HABITS).
- * All of it is guarded by the GIL.
+ * mistake costs time alone.  Larger results never run at once, as they gain from
+ * several threads and warm memory.  There are no habits where the user has said what is
+ * to be deferred (NUMPY_DEFERRED_MIN_BYTES), unless he asks for them
+ * (NUMPY_DEFERRED_HABITS). All of it is guarded by the GIL.
  */
 #define NPY_DEFERRED_IMPLEMENTATION
 #define NPY_NO_DEPRECATED_API NPY_API_VERSION
@@ -60,25 +61,19 @@ find(npy_uint32 line)
     return i;
 }
 
-static npy_uint32
-line_at(const PyCodeObject *code, int instruction)
-{
-    npy_uint64 place = ((npy_uint64)((uintptr_t)code >> 4) << 20) + instruction;
-    npy_uint32 line = (npy_uint32)((place * 0x9E3779B97F4A7C15u) >> 32);
-    return line == 0 ? 1 : line;
-}
-
 NPY_NO_EXPORT npy_uint32
 npy_deferred_line_here(void)
 {
-    PyFrameObject *frame = PyEval_GetFrame();
+    PyFrameObject *frame = npy_deferred_habits_are_kept ? PyEval_GetFrame() : NULL;
     if (frame == NULL) {
         return 0;
     }
     PyCodeObject *code = PyFrame_GetCode(frame);
-    npy_uint32 line = line_at(code, PyFrame_GetLasti(frame));
+    npy_uint64 place =
+            ((npy_uint64)((uintptr_t)code >> 4) << 20) + PyFrame_GetLasti(frame);
+    npy_uint32 line = (npy_uint32)((place * 0x9E3779B97F4A7C15u) >> 32);
     Py_DECREF(code); /* the frame has it */
-    return line;
+    return line == 0 ? 1 : line;
 }
 
 NPY_NO_EXPORT int
@@ -110,20 +105,16 @@ npy_deferred_line_note(npy_uint32 line, int alone)
 NPY_NO_EXPORT void
 npy_deferred_note_repeated(const npy_deferred_node *node)
 {
-    if (node->origin.code != NULL && npy_deferred_habits_are_kept) {
-        npy_uint32 line = line_at(node->origin.code, node->origin.instruction);
-        habits[find(line)].stored = STORED;
+    if (node->line != 0) {
+        habits[find(node->line)].stored = STORED;
     }
 }
 
 NPY_NO_EXPORT int
 npy_deferred_is_to_be_stored(const npy_deferred_node *node)
 {
-    if (node->origin.code == NULL || !npy_deferred_habits_are_kept) {
-        return 0;
-    }
-    int i = find(line_at(node->origin.code, node->origin.instruction));
-    if (habits[i].stored == 0) {
+    int i = node->line == 0 ? -1 : find(node->line);
+    if (i < 0 || habits[i].stored == 0) {
         return 0;
     }
     habits[i].stored--;
