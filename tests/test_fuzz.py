@@ -62,20 +62,29 @@ def test_random_programs(seed):
         fail(parts, state, f"Program of seed {seed}.")
 
 
-def test_only_large_arrays_deferred():
-    """As NumPy is used; that is a matter of how it is imported."""
+@pytest.mark.parametrize(
+    ("variables", "large"),
+    [
+        ({}, "0.9"),
+        ({"NUMPY_DEFERRED_MIN_BYTES": "0", "NUMPY_DEFERRED_HABITS": "1"}, "0"),
+    ],
+    ids=["as it is used", "with habits"],
+)
+def test_other_ways_to_defer(variables, large):
+    """That is a matter of how NumPy is imported."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("NUMPY_DEFERRED")
     }
+    environment["PYTHONPATH"] = os.pathsep.join([*sys.path, str(TESTS)])
     done = subprocess.run(
         [
             *(sys.executable, "-P", "-m", "fuzz"),
-            *("--large", "0.9", "--seed", "1", "--minutes", "0.2"),
+            *("--large", large, "--seed", "1", "--minutes", "0.2"),
             *("--output", os.devnull),
         ],
-        env=environment | {"PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])},
+        env=environment | variables,
         capture_output=True,
         text=True,
     )

@@ -387,6 +387,26 @@ def test_where_of_one_true_element(ufunc, char):
             compare.same(f"{shape} {first.__name__} {second.__name__}", both)
 
 
+@pytest.mark.parametrize("out", ["D", "F", ">f8", "f"])
+@pytest.mark.parametrize("where", [np.True_, np.float32(2)], ids=["bool", "float"])
+def test_where_of_one_true_element_into_another_type(out, where):
+    """Eager NumPy reads the result before it is written, and casts what is there."""
+    a = np.linspace(1, 2, N)
+
+    def call():
+        into = np.full(N, 1e30, out)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            np.subtract(a * 2, a, out=into, where=where, casting="unsafe")
+        return into.tobytes(), [str(warning.message) for warning in told]
+
+    with np.deferredstate(False):
+        expected = call()
+    assert (out in "DF") == (len(expected[1]) == 1)
+    with np.deferredstate(True):
+        assert call() == expected
+
+
 # What can raise nothing waits on when the error state changes.
 
 

@@ -189,11 +189,12 @@ def test(ctx, pytest_args, variant, build_dir, no_build):
 @click.command(context_settings=PASS_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--default-size", is_flag=True, help="Tiny arrays run at once.")
+@click.option("--habits", is_flag=True, help="Learn from lines, of tiny arrays too.")
 @variant_options
 @meson.build_dir_option
 @click.option("--no-build", is_flag=True, help="Use the build as it is.")
 @click.pass_context
-def fuzz(ctx, arguments, default_size, variant, build_dir, no_build):
+def fuzz(ctx, arguments, default_size, habits, variant, build_dir, no_build):
     """🎲 Run random programs eagerly and deferred
 
     --minutes N (1), --seed N, --failures N to go on after the first;
@@ -204,6 +205,7 @@ def fuzz(ctx, arguments, default_size, variant, build_dir, no_build):
     os.environ.pop("NUMPY_DEFERRED_MIN_BYTES", None)
     if not default_size:
         os.environ["NUMPY_DEFERRED_MIN_BYTES"] = "0"
+        os.environ["NUMPY_DEFERRED_HABITS"] = str(int(habits))
     os.environ["PYTHONPATH"] += os.pathsep + str(ROOT / "tests")
     large = ["--large", "0.7"] if default_size else []
     run_python("-m", "fuzz", *large, *arguments)

@@ -715,9 +715,16 @@ is_given_outputs(const ufunc_call *call)
 static int
 is_everywhere(const ufunc_call *call, PyArrayObject *wheremask)
 {
+    const PyUFuncObject *ufunc = call->ufunc;
+    for (int i = ufunc->nin; i < ufunc->nargs; i++) {
+        if (call->op[i] != NULL &&
+            !PyArray_EquivTypes(PyArray_DESCR(call->op[i]), call->descrs[i])) {
+            return 0;
+        }
+    }
     return PyArray_NDIM(wheremask) == 0 && !npy_deferred_is(wheremask) &&
            *(npy_bool *)PyArray_DATA(wheremask) &&
-           npy_deferred_is_exact(call->ufunc, call->descrs[0]);
+           npy_deferred_is_exact(ufunc, call->descrs[0]);
 }
 
 /* Returns as npy_deferred_capture, or AGAIN. */
