@@ -4,6 +4,7 @@ Tile programs as machine code: what is compiled, when, and where that cannot be.
 That it gives the same bits is what test_tiles.py tests, both ways.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -409,6 +410,7 @@ def test_rows_with_more_arguments_than_registers(char):
             compare.same(f"{n}", lambda n=n: chain(arrays[:n], 4))
             compare.same(f"{n} sum", lambda n=n: chain(arrays[:n], 4).sum(axis=1))
             compare.same(f"{n} joined", lambda n=n: chain(arrays[:n], 4).sum(axis=0))
+            compare.same(f"{n} largest", lambda n=n: chain(arrays[:n], 4).max(axis=0))
 
 
 @pytest.mark.parametrize("char", "df")
@@ -420,6 +422,40 @@ def test_nans_and_errors_amid_rows(char, n, state):
         compare.same("stored", lambda: a * column - row / b)
         compare.same("sums", lambda: (a * row).sum(axis=1))
         compare.same("joined", lambda: (a * column).sum(axis=0))
+        compare.same("largest", lambda: (a * column).max(axis=0))
+        compare.same("smallest", lambda: (a * row).min(axis=0))
+
+
+@pytest.mark.parametrize("char", "df")
+@pytest.mark.parametrize("special", [0.0, -0.0, np.nan, -np.nan, np.inf])
+def test_extremes_of_special_values(char, special):
+    """In any row, beside any others: zeros of two signs, and NaNs, are left alone."""
+    with comparison() as compare, np.errstate(all="ignore"):
+        for n, row, other in itertools.product(
+            (8, 33, 600), (0, 1, 5), (1.0, 0.0, -0.0)
+        ):
+            a = np.full((6, n), other, char)
+            a[row, n // 2 :: 3] = special
+            for sign, name in itertools.product((1, -1), ("max", "min")):
+                compare.same(
+                    f"{n} {row} {other} {sign} {name}",
+                    lambda a=a, s=sign, name=name: getattr(a * a[:, :1] * s, name)(
+                        axis=0
+                    ),
+                )
+
+
+@pytest.mark.parametrize("char", "dfilI")
+def test_one_plan_reduced_in_all_ways(char):
+    a, b = (inexact((40, 70), char, i) for i in range(2))
+    ways = ["sum", "max", "min", "prod", "mean", "var", "ptp", "any", "argmax"]
+    with comparison() as compare, np.errstate(all="ignore"):
+        for axis, name in itertools.product([None, 0, 1, (0, 1)], ways):
+            if name != "argmax" or not isinstance(axis, tuple):
+                compare.same(
+                    f"{axis} {name}",
+                    lambda k=axis, name=name: getattr(np, name)((a - b) * a, axis=k),
+                )
 
 
 @pytest.mark.parametrize("char", "dfilI")
@@ -442,6 +478,11 @@ def test_rows_that_are_joined(char, threads, num_threads):
                 lambda z=z, r=row: (z - r).sum(axis=1, keepdims=True),
             )
             compare.same(f"{n} variance", lambda x=x: x.var(axis=0))
+            compare.same(f"{n} largest", lambda x=x, y=y: (x * y).max(axis=0))
+            compare.same(f"{n} smallest", lambda x=x, c=column: (x - c).min(axis=0))
+            compare.same(
+                f"{n} range", lambda z=z, r=row: np.ptp(z - r, axis=1, keepdims=True)
+            )
 
 
 @pytest.mark.parametrize("char", "df")
@@ -455,6 +496,7 @@ def test_joined_rows_are_shared(char, num_threads):
         compare.same("direct", lambda: (x * x).sum(axis=0))
         compare.same("column", lambda: (x * column).sum(axis=0))
         compare.same("row", lambda: ((x - row) * x).sum(axis=0))
+        compare.same("range", lambda: np.ptp(x * column, axis=0))
         compare.same("sums", lambda: ((x - row) * column).sum(axis=1))
 
 

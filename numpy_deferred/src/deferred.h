@@ -736,10 +736,11 @@ typedef struct {
 typedef struct {
     int instruction; /* 0: none has been tried */
     npy_deferred_tile_code *code;
-    npy_deferred_tile_code *rows_code; /* over rows: of JOIN_SUM and SUM_EIGHTHS */
+    npy_deferred_tile_code *rows_code; /* over rows, where they join or are summed */
 } npy_deferred_reducing;
-/* As many as there are for one type, where what is reduced has that type. */
-#    define NPY_DEFERRED_REDUCINGS 4
+/* As many as there are for one type, where what is reduced has that type: sums and
+ * extremes that go into one or into others. */
+#    define NPY_DEFERRED_REDUCINGS 6
 
 /* What runs at a time: a tile program for a step and those that join it, or a step. */
 typedef struct {
@@ -954,11 +955,12 @@ npy_deferred_evaluate_piece(npy_deferred_evaluator *evaluator, npy_intp start,
                             npy_intp count, char *into);
 /*
  * Reduce, by code, `length` elements of each of `nrows` rows, which have `row`
- * elements, the first of them from the `start`th on: of JOIN_SUM into as many elements
- * at `into`, of SUM_EIGHTHS into the sums of `leaves`, `nsums` for each row.  The NaNs
- * that come of it are for who reads them.
+ * elements, the first of them from the `start`th on: those that join go into as many
+ * elements at `into`, of SUM_EIGHTHS into the sums of `leaves`, `nsums` for each row.
+ * Returns whether there was something to tell of, as the program does: the NaNs that
+ * sums become are for who reads them.
  */
-NPY_NO_EXPORT void
+NPY_NO_EXPORT int
 npy_deferred_evaluator_reduce_rows(npy_deferred_evaluator *evaluator, npy_intp start,
                                    npy_intp row, npy_intp length, npy_intp nrows,
                                    char *into, const npy_deferred_tile_leaf leaves[],

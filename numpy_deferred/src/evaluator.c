@@ -74,7 +74,7 @@ npy_deferred_evaluator_reduces_rows(const npy_deferred_evaluator *evaluator,
            (walk->iter == NULL || row == npy_deferred_row_length(walk));
 }
 
-NPY_NO_EXPORT void
+NPY_NO_EXPORT int
 npy_deferred_evaluator_reduce_rows(npy_deferred_evaluator *evaluator, npy_intp start,
                                    npy_intp row, npy_intp length, npy_intp nrows,
                                    char *into, const npy_deferred_tile_leaf leaves[],
@@ -95,7 +95,7 @@ npy_deferred_evaluator_reduce_rows(npy_deferred_evaluator *evaluator, npy_intp s
     for (int i = 0; i < rows.nop && skipped > 0; i++) {
         rows.data[i] += skipped * npy_deferred_row_stride(walk, i);
     }
-    npy_deferred_run_rows_code(
+    return npy_deferred_run_rows_code(
             state, npy_deferred_find_reducing(unit, state->reducing)->rows_code, &rows,
             nrows, into, nsums * plan->values[plan->out].descr->elsize,
             leaves != NULL ? (npy_intp)leaves : length * unit->parts);

@@ -93,7 +93,7 @@ npy_deferred_code_new(npy_deferred_tile_type type, int parts,
     while (code[ncode].code != NPY_DEFERRED_TILE_END) {
         ncode++;
     }
-    a.joins = code[ncode - 1].code == NPY_DEFERRED_TILE_JOIN_SUM;
+    a.adds_rows = code[ncode - 1].code == NPY_DEFERRED_TILE_JOIN_SUM;
     if (code[ncode - 1].code == NPY_DEFERRED_TILE_SUM_EIGHTHS) {
         a.sums_leaves = 1;
         a.vectors = 8 / lanes(&a);
@@ -212,7 +212,7 @@ new_rows_code(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                   unit->type == NPY_DEFERRED_TILE_INT64;
     int one_row = length == PyArray_SIZE(walk->out);
     if (walk->overlaps || (walk->iter != NULL && !walk->rows && !walk->packed) ||
-        (one_row ? reducing != NPY_DEFERRED_TILE_JOIN_SUM
+        (one_row ? !npy_deferred_tile_joins(reducing)
                  : length * unit->parts < (is_wide ? 4 : 8) ||
                            length > NPY_DEFERRED_MAX_ROW)) {
         return NULL;
@@ -267,7 +267,7 @@ compile_reducing(npy_deferred_plan *plan, const npy_deferred_walk *walk,
                                            &plan->tile_args[unit->args], unit->nargs,
                                            strides, NPY_DEFERRED_TILE_NO_STREAM, NULL);
     npy_deferred_stats.compiled += reducing->code != NULL;
-    if (instruction == NPY_DEFERRED_TILE_JOIN_SUM ||
+    if (npy_deferred_tile_joins(instruction) ||
         instruction == NPY_DEFERRED_TILE_SUM_EIGHTHS) {
         reducing->rows_code = new_rows_code(plan, walk, unit, instruction);
     }

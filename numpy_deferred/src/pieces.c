@@ -217,9 +217,10 @@ NPY_NO_EXPORT int
 npy_deferred_join_rows(npy_deferred_pieces *pieces, npy_intp position, npy_intp length,
                        npy_intp nrows, char *into)
 {
-    npy_deferred_evaluator_reduce_rows(pieces->evaluator, position, pieces->run, length,
-                                       nrows, into, NULL, 0);
-    return after_program(pieces, nrows * length);
+    int nans = npy_deferred_evaluator_reduce_rows(
+            pieces->evaluator, position, pieces->run, length, nrows, into, NULL, 0);
+    int result = after_program(pieces, nrows * length);
+    return result != 0 ? result : nans ? NPY_DEFERRED_NANS : 0;
 }
 
 NPY_NO_EXPORT int

@@ -100,9 +100,9 @@ npy_deferred_sum_leaves(npy_deferred_pieces *pieces, npy_intp position,
                         const npy_deferred_tile_leaf leaves[], int n, char *sums);
 /*
  * Where runs are rows, and code goes over these (npy_deferred_evaluator_reduce_rows):
- * `length` elements, eight at least, of each of `nrows` runs are added to as many; or
- * the sums of the leaves of whole ones are stored.  Both return as provide; nobody
- * looks for NaNs.
+ * `length` elements, eight at least, of each of `nrows` runs join as many; or the sums
+ * of the leaves of whole ones are stored.  Both return as provide, the former as fold;
+ * nobody looks for NaNs that are sums.
  */
 NPY_NO_EXPORT int
 npy_deferred_join_rows(npy_deferred_pieces *pieces, npy_intp position, npy_intp length,

@@ -578,8 +578,15 @@ combine(worker *w, char *into, npy_intp stride, char *data, npy_intp n)
                                                 : run_loop(w, into, stride, data, n);
 }
 
-/* Elements of a run that the program adds itself at least. */
+/* Elements of a run that the program joins with others itself at least. */
 #define LEAST_JOINED 512
+
+/* Of extremes, NaNs, or zeros of two signs, depend on more than the operands. */
+static int
+after_joining(int result)
+{
+    return result == NPY_DEFERRED_NANS ? 1 : result;
+}
 
 /* A run goes into as many elements. */
 static int
@@ -589,7 +596,7 @@ combine_run(worker *w, npy_intp position, npy_intp n, char *into, int first)
     int result = 0;
     if (!first && w->pieces.folding != NULL && n >= LEAST_JOINED) {
         npy_intp joined = n - n % NPY_DEFERRED_TILE_LENGTH;
-        result = npy_deferred_fold(&w->pieces, position, joined, into);
+        result = after_joining(npy_deferred_fold(&w->pieces, position, joined, into));
         into += joined * stride;
         position += joined;
         n -= joined;
@@ -780,8 +787,8 @@ npy_deferred_reduce_range(worker *w, int ranged, npy_intp from, npy_intp to)
         }
         else if (joins_rows(w, shape[0], first)) {
             nruns = PyArray_MIN(shape[1] - index[1], MAX_JOINED / shape[0] + 1);
-            result =
-                    npy_deferred_join_rows(&w->pieces, position, shape[0], nruns, into);
+            result = after_joining(npy_deferred_join_rows(&w->pieces, position,
+                                                          shape[0], nruns, into));
         }
         else {
             result = r->strides[0] == 0

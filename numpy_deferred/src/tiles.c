@@ -102,6 +102,11 @@ npy_deferred_tile_reducer_for(const PyArray_Descr *descr,
         npy_deferred_tile_type_of(descr) != NPY_DEFERRED_TILE_NONE) {
         reducer.joining = NPY_DEFERRED_TILE_JOIN_SUM;
     }
+    else if (what != NPY_DEFERRED_TILE_SUM && reducer.fold >= 0) {
+        reducer.joining = what == NPY_DEFERRED_TILE_LARGEST
+                                  ? NPY_DEFERRED_TILE_JOIN_LARGEST
+                                  : NPY_DEFERRED_TILE_JOIN_SMALLEST;
+    }
     int wide = descr->type_num == NPY_DOUBLE;
     if (!wide && descr->type_num != NPY_FLOAT) {
         return reducer;

@@ -134,7 +134,11 @@ typedef enum {
     NPY_DEFERRED_TILE_FOLD_SMALLEST,
     /* instead of STORE_TRUTH: how often each element of the mask was set */
     NPY_DEFERRED_TILE_FOLD_COUNT,
-    NPY_DEFERRED_TILE_JOIN_SUM, /* added to what is in memory */
+    /* each into its own: added to what is in memory, or the larger or smaller of both
+     */
+    NPY_DEFERRED_TILE_JOIN_SUM,
+    NPY_DEFERRED_TILE_JOIN_LARGEST,
+    NPY_DEFERRED_TILE_JOIN_SMALLEST,
     /* Machine code only, with tiles of eight: sums of each eighth element, and at the
      * end of a leaf the sum of all. */
     NPY_DEFERRED_TILE_SUM_EIGHTHS,
@@ -149,6 +153,14 @@ npy_deferred_can_end_by(int store, int instruction)
     return of_masks ? store == NPY_DEFERRED_TILE_STORE_TRUTH
                     : store == NPY_DEFERRED_TILE_STORE ||
                               store == NPY_DEFERRED_TILE_STREAM;
+}
+
+static inline int
+npy_deferred_tile_joins(int instruction)
+{
+    return instruction == NPY_DEFERRED_TILE_JOIN_SUM ||
+           instruction == NPY_DEFERRED_TILE_JOIN_LARGEST ||
+           instruction == NPY_DEFERRED_TILE_JOIN_SMALLEST;
 }
 
 #define NPY_DEFERRED_TILE_BANKS 3

@@ -54,7 +54,7 @@ enum {
 };
 #    define SCRATCH RCX
 #    define CONSTANTS RBX
-/* Of code over rows that joins them: where, from RSP on, is how many elements of the
+/* Of code over rows that adds them: where, from RSP on, is how many elements of the
  * last vector of a row are new. */
 #    define NEW_ELEMENTS -8
 enum {
@@ -74,7 +74,7 @@ typedef struct {
     npy_deferred_tile_streams streams;
     const npy_uint8 *in_rows; /* how arguments lie; NULL: it does not go over rows */
     int sums_leaves;          /* it ends with SUM_EIGHTHS, */
-    int joins;                /* or with JOIN_SUM */
+    int adds_rows;            /* or with JOIN_SUM */
     int vectors; /* of a bank that are used now: VECTORS, what eight elements take, or 1
                   */
     int unknown; /* there was something that is not known */

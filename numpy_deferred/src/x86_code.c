@@ -357,7 +357,7 @@ put_tiles_of_row(assembly *a, const npy_deferred_tile_instruction *code, int vec
 static void
 note_new_elements(assembly *a, int all)
 {
-    if (!a->joins) {
+    if (!a->adds_rows) {
         return;
     }
     if (all) {

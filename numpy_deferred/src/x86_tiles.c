@@ -798,6 +798,16 @@ leave_out_done(assembly *a, int x)
     emit_number(a, choose_codes[a->type], x, x, nothing, SECOND << 4);
 }
 
+/* Tell, as of NaNs, where zeros meet of which one is negative. */
+static void
+look_for_zeros(assembly *a, int x, int y)
+{
+    int opcode = is_wide(a) ? equal_codes[NPY_DEFERRED_TILE_INT64] : EQUAL_32;
+    emit(a, OR_BITS, SECOND, x, in_vector(y));
+    emit(a, opcode, SECOND, SECOND, npy_deferred_x86_minus_zero(a));
+    emit(a, OR_BITS, NANS, NANS, in_vector(SECOND));
+}
+
 /*
  * What reduces a bank, the first one, into memory.  Of NaNs, which comparing would
  * report, no more is done than to tell of them.
@@ -806,8 +816,11 @@ static void
 put_fold(assembly *a, int operation, int arg)
 {
     npy_uint8 *jump = NULL;
-    int compares = operation == NPY_DEFERRED_TILE_FOLD_LARGEST ||
-                   operation == NPY_DEFERRED_TILE_FOLD_SMALLEST;
+    int joins = npy_deferred_tile_joins(operation);
+    int is_largest = operation == NPY_DEFERRED_TILE_FOLD_LARGEST ||
+                     operation == NPY_DEFERRED_TILE_JOIN_LARGEST;
+    int compares = is_largest || operation == NPY_DEFERRED_TILE_FOLD_SMALLEST ||
+                   operation == NPY_DEFERRED_TILE_JOIN_SMALLEST;
     if (is_float(a) && compares) {
         emit(a, XOR_BITS, FIRST, FIRST, in_vector(FIRST));
         for (int i = 0; i < a->vectors; i += 2) {
@@ -822,13 +835,13 @@ put_fold(assembly *a, int operation, int arg)
         jump = a->at;
         number(a, 0, 4);
     }
-    if (a->in_rows != NULL && a->vectors == 1) {
+    if (a->in_rows != NULL && a->vectors == 1 && !compares) {
         leave_out_done(a, 0);
     }
     int base = address_of(a, arg);
     for (int i = 0; i < a->vectors; i++) {
         operand folded = {-1, base, 0, i * VECTOR_BYTES};
-        if (operation == NPY_DEFERRED_TILE_JOIN_SUM) {
+        if (joins) {
             folded = element(a, base, a->args[arg].elsize, i);
         }
         emit(a, LOAD, FIRST, 0, folded);
@@ -843,7 +856,10 @@ put_fold(assembly *a, int operation, int arg)
             emit(a, add_codes[a->type], FIRST, FIRST, in_vector(i));
         }
         else {
-            keep_extreme(a, operation == NPY_DEFERRED_TILE_FOLD_LARGEST, FIRST, i);
+            if (joins && is_float(a)) {
+                look_for_zeros(a, FIRST, i);
+            }
+            keep_extreme(a, is_largest, FIRST, i);
         }
         emit(a, STORE, FIRST, 0, folded);
     }
@@ -890,6 +906,8 @@ npy_deferred_x86_put(assembly *a, const npy_deferred_tile_instruction *instructi
         case NPY_DEFERRED_TILE_FOLD_SMALLEST:
         case NPY_DEFERRED_TILE_FOLD_COUNT:
         case NPY_DEFERRED_TILE_JOIN_SUM:
+        case NPY_DEFERRED_TILE_JOIN_LARGEST:
+        case NPY_DEFERRED_TILE_JOIN_SMALLEST:
             put_fold(a, operation, instruction->arg);
             break;
         default:
