@@ -1099,12 +1099,13 @@ npy_deferred_line_is_read_alone(npy_uint32 line);
 /* Another result of the line, which is not 0, was calculated by itself, or not. */
 NPY_NO_EXPORT void
 npy_deferred_line_note(npy_uint32 line, int alone);
-/* More than arithmetic was computed again for an array, as it was not stored. */
+/* An array was computed again, as it was not stored; `is_cheap`: by arithmetic. */
 NPY_NO_EXPORT void
-npy_deferred_note_repeated(const npy_deferred_node *node);
-/* Whether that was so of its line not long ago. */
+npy_deferred_note_repeated(const npy_deferred_node *node, int is_cheap);
+/* Whether that was so of its line not long ago, and matters to a part of an expression,
+ * or to a reduction. */
 NPY_NO_EXPORT int
-npy_deferred_is_to_be_stored(const npy_deferred_node *node);
+npy_deferred_is_to_be_stored(const npy_deferred_node *node, int is_part);
 
 /* ---- origin.c: where operations were written ---- */
 

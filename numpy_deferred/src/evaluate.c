@@ -82,10 +82,11 @@ find_stored(const npy_deferred_expression *expression, char is_stored[])
                                 : -1;
             is_costly[i] = inner >= 0 && is_costly[inner] && !is_stored[inner];
         }
-        is_stored[i] = node != root &&
-                       ((node->is_lasting && node->nevaluated > !is_costly[i]) ||
-                        (is_held(node, root) && (node->nevaluated > 0 || is_costly[i] ||
-                                                 npy_deferred_is_to_be_stored(node))));
+        is_stored[i] =
+                node != root &&
+                ((node->is_lasting && node->nevaluated > !is_costly[i]) ||
+                 (is_held(node, root) && (node->nevaluated > 0 || is_costly[i] ||
+                                          npy_deferred_is_to_be_stored(node, 1))));
     }
 }
 
@@ -281,9 +282,10 @@ note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan
         return;
     }
     const npy_deferred_node *node = expression->nodes[i];
-    if (!is_arithmetic(plan) || (is_stored && i == last) ||
-        node->descrs[node->nin + node->output]->type_num == NPY_BOOL) {
-        npy_deferred_note_repeated(node);
+    int is_cheap = is_arithmetic(plan) &&
+                   node->descrs[node->nin + node->output]->type_num != NPY_BOOL;
+    if (!is_cheap || (is_stored && i == last)) {
+        npy_deferred_note_repeated(node, is_cheap);
     }
 }
 

@@ -9,9 +9,10 @@
  * they gain by themselves.
  *
  * A reduction reads a deferred array without storing it, and so does an expression that
- * begins with an array that has a name.  Where it is read again, all is computed again,
- * which is no matter for arithmetic, but with functions: of lines whose results were,
- * those that follow are stored.
+ * begins with an array that has a name.  Where it is read again, all is computed again:
+ * of lines whose results were, those that follow are stored.  For reductions that is so
+ * of functions alone: they compute arithmetic again with all threads, and the sum of
+ * what is stored is NumPy's own, which has one.
  *
  * A line is a code object and a place in it, hashed, and not owned: what is known of
  * lines that are gone is forgotten when others come to their place in the table, and a
@@ -47,6 +48,7 @@ static struct {
     npy_uint16 alone;   /* in a row, ALONE_AT_LEAST at most */
     npy_uint16 at_once; /* since one was deferred */
     npy_uint16 stored;  /* how many are to be yet */
+    npy_uint16 parts;   /* and of those that are a part of an expression */
 } habits[NLINES];
 
 /* The place of a line, which may be that of another one. */
@@ -56,7 +58,8 @@ find(npy_uint32 line)
     int i = line % NLINES;
     if (habits[i].line != line) {
         habits[i].line = line;
-        habits[i].alone = habits[i].at_once = habits[i].stored = 0;
+        habits[i].alone = habits[i].at_once = 0;
+        habits[i].stored = habits[i].parts = 0;
     }
     return i;
 }
@@ -103,20 +106,24 @@ npy_deferred_line_note(npy_uint32 line, int alone)
 }
 
 NPY_NO_EXPORT void
-npy_deferred_note_repeated(const npy_deferred_node *node)
+npy_deferred_note_repeated(const npy_deferred_node *node, int is_cheap)
 {
     if (node->line != 0) {
-        habits[find(node->line)].stored = STORED;
+        int i = find(node->line);
+        habits[i].parts = STORED;
+        habits[i].stored = is_cheap ? habits[i].stored : STORED;
     }
 }
 
 NPY_NO_EXPORT int
-npy_deferred_is_to_be_stored(const npy_deferred_node *node)
+npy_deferred_is_to_be_stored(const npy_deferred_node *node, int is_part)
 {
-    int i = node->line == 0 ? -1 : find(node->line);
-    if (i < 0 || habits[i].stored == 0) {
+    if (node->line == 0) {
         return 0;
     }
-    habits[i].stored--;
-    return 1;
+    int i = find(node->line);
+    npy_uint16 *left = is_part ? &habits[i].parts : &habits[i].stored;
+    int result = *left > 0;
+    *left -= result;
+    return result;
 }

@@ -398,7 +398,7 @@ npy_deferred_reduce(PyArrayMethod_Context *context, PyArrayObject *operand,
                    .wanted = npy_deferred_wanted_status(errormask)};
     int done = 0;
     if (out == NULL && wheremask == NULL && can_reduce(&r, initial) &&
-        !npy_deferred_is_to_be_stored(npy_deferred_node_of(operand))) {
+        !npy_deferred_is_to_be_stored(npy_deferred_node_of(operand), 0)) {
         done = reduce(&r, errormask);
     }
     NPY_AUXDATA_FREE(r.auxdata);
