@@ -673,6 +673,36 @@ class TestErrors:
         assert "no memory for its values" in done.stderr
 
     @has_the_memory_alone
+    @pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+    def test_limits_below_what_there_is(self, passes, limit):
+        """Pages that cannot be moved stay where they are, and so do addresses."""
+        passes(f"""
+        import resource
+        def mapped(address, nbytes):
+            found = 0
+            for line in open("/proc/self/maps"):
+                start, end = (int(x, 16) for x in line.split()[0].split("-"))
+                found += max(0, min(end, address + nbytes) - max(start, address))
+            return found == nbytes
+        a = vector(1_000_000)
+        for slack in range(0, 40, 8):
+            x, y, z = a + 1, a * 2, a - 3
+            addresses = [touch.address(array) for array in (x, y, z)]
+            field = 0 if resource.{limit} == resource.RLIMIT_AS else 5
+            size = int(open("/proc/self/statm").read().split()[field]) * 4096
+            limit = size + (slack - 16) * 2**20
+            resource.setrlimit(resource.{limit}, (limit, resource.RLIM_INFINITY))
+            for array in (x, y, z):
+                try:
+                    array[0]
+                except MemoryError:
+                    pass
+            resource.setrlimit(resource.{limit}, (resource.RLIM_INFINITY,) * 2)
+            assert all(mapped(address, a.nbytes) for address in addresses)
+            assert [touch.read(address, 7) for address in addresses] == [8.5, 15, 4.5]
+        """)
+
+    @has_the_memory_alone
     def test_limited_address_space(self, passes):
         """Little is reserved; what finds no room is not deferred."""
         passes("""

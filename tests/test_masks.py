@@ -407,7 +407,67 @@ def test_where_of_one_true_element_into_another_type(out, where):
         assert call() == expected
 
 
+@pytest.mark.parametrize("state", ["warn", "raise"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b, where: np.add(a, b, dtype="f", where=where, out=None),
+        lambda a, b, where: np.less(
+            a, b, signature="ff->?", casting="same_kind", where=where, out=None
+        ),
+        lambda a, b, where: np.add(a.astype("f") * 1, b, where=where, out=None),
+    ],
+    ids=["to float", "comparison", "mixed"],
+)
+@pytest.mark.parametrize("n", [1, 31, 5000, 10_000])
+def test_where_of_one_true_element_with_casts(call, state, n):
+    """What they raise is the ufunc's, as they are part of its iteration."""
+    a, b = np.full(n, 1e300), np.ones(n)
+
+    def told():
+        with warnings.catch_warnings(record=True) as messages:
+            warnings.simplefilter("always")
+            with np.errstate(all=state):
+                try:
+                    call(a, b, np.True_)[0]
+                except FloatingPointError as error:
+                    return str(error).splitlines()[0]
+        return [str(warning.message) for warning in messages]
+
+    with np.deferredstate(False):
+        expected = told()
+    with np.deferredstate(True):
+        assert told() == expected
+
+
 # What can raise nothing waits on when the error state changes.
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [lambda x: x ^ x, lambda x: np.where(x > 0, x, x & x), lambda x: (x | x) + x],
+    ids=["xor", "where", "sum"],
+)
+def test_asking_takes_time_once(operation):
+    """Each step reads the one before repeatedly; 2**60 is more than a test takes."""
+    x = np.arange(N)
+    with np.errstate(all="warn"), np.deferredstate(True):
+        for _ in range(60):
+            x = operation(x)
+            with np.errstate(divide="ignore"):
+                pass
+        assert x.flags.deferred
+
+
+@pytest.mark.parametrize("read", [lambda x: x[0], lambda x: (x > 1)[0], np.sum])
+def test_errors_are_told_once(read):
+    """Whatever was read; the end of the block does not tell of them again."""
+    a = np.linspace(-2, 1, N)
+    with np.errstate(all="raise"), np.deferredstate(True):
+        x = np.sqrt(a)
+        for _ in range(2):
+            with pytest.raises(FloatingPointError):
+                read(x)
 
 
 def test_quiet_operations_wait_on():

@@ -710,13 +710,14 @@ is_given_outputs(const ufunc_call *call)
 /*
  * Whether a call with `where=` does as one without: that is a single true element, as
  * np._NoValue becomes one where NumPy's own functions pass it on.  Eager NumPy goes
- * another way then, with other strides.
+ * another way then, with other strides, on which it casts what has not the loop's
+ * types, results too, and reports what casts raise as the ufunc's.
  */
 static int
 is_everywhere(const ufunc_call *call, PyArrayObject *wheremask)
 {
     const PyUFuncObject *ufunc = call->ufunc;
-    for (int i = ufunc->nin; i < ufunc->nargs; i++) {
+    for (int i = 0; i < ufunc->nargs; i++) {
         if (call->op[i] != NULL &&
             !PyArray_EquivTypes(PyArray_DESCR(call->op[i]), call->descrs[i])) {
             return 0;

@@ -128,6 +128,7 @@ struct npy_deferred_node {
     int nevaluated;      /* how often the values were computed, not kept */
     int is_arithmetic;   /* after that: programs did it, at no cost to speak of */
     int raised_nothing;  /* and nothing that an error state wanted to know */
+    int is_quiet;        /* it is known that it cannot raise anything */
     int is_lasting;      /* and it was asked for, or somebody had its array */
     npy_uint64 reported; /* NPY_FPE_* not to be told again; see npy_deferred_error */
     int budget_failed;   /* could not be calculated to free memory */
@@ -841,7 +842,7 @@ npy_deferred_is_exact(const PyUFuncObject *ufunc, const PyArray_Descr *descr);
 /* Whether neither the operation nor those that it waits for can raise anything, or do
  * it again where nothing was raised that an error state wanted to know. */
 NPY_NO_EXPORT int
-npy_deferred_is_quiet(const npy_deferred_node *node);
+npy_deferred_is_quiet(npy_deferred_node *node);
 
 /* ---- tiles.c: steps that run together in registers ---- */
 

@@ -253,6 +253,11 @@ npy_deferred_report(npy_deferred_errors *errors)
     npy_deferred_calling_out++;
     for (int i = 0; reporting && i < errors->n && result == 0; i++) {
         result = report_error(&errors->items[i]);
+        if (result < 0 && errors->items[i].node != NULL &&
+            PyErr_ExceptionMatches(PyExc_Exception)) {
+            /* Its own array need not tell of it again when the error state changes. */
+            npy_deferred_set_failed(errors->items[i].node, 1);
+        }
     }
     npy_deferred_calling_out--;
     npy_deferred_errors_clear(errors);

@@ -246,6 +246,43 @@ npy_deferred_slot_drop_pages(slot *s)
     madvise(address_of(s), s->extent, MADV_DONTNEED);
 }
 
+#    ifdef MREMAP_DONTUNMAP
+/*
+ * Whether limits leave room for as much more that is accessible.  mremap asks after it
+ * has unmapped the target, and so might fail to have it mapped again.
+ */
+static int
+is_within_limits(size_t nbytes)
+{
+    struct rlimit of_addresses, of_data;
+    int has_limit = is_limited(RLIMIT_AS, &of_addresses);
+    int has_data_limit = is_limited(RLIMIT_DATA, &of_data);
+    if (!has_limit && !has_data_limit) {
+        return 1;
+    }
+    unsigned long all, data;
+    size_t page = npy_deferred_slots.page;
+    FILE *file = fopen("/proc/self/statm", "r");
+    int nread = file == NULL ? 0 : fscanf(file, "%lu %*u %*u %*u %*u %lu", &all, &data);
+    if (file != NULL) {
+        fclose(file);
+    }
+    return nread == 2 && (!has_limit || all * page <= of_addresses.rlim_cur) &&
+           (!has_data_limit || data * page + nbytes <= of_data.rlim_cur);
+}
+
+/* The target may be unmapped before a move fails; nobody else may get it. */
+static void
+map_again(void *target, size_t nbytes)
+{
+    if (mmap(target, nbytes, PROT_NONE, GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1, 0) ==
+                MAP_FAILED &&
+        msync(target, nbytes, MS_ASYNC) < 0) {
+        Py_FatalError("out of memory: the addresses of a deferred array are lost");
+    }
+}
+#    endif
+
 /*
  * Move the pages of `from` into `to`, at once; `from` stays as accessible as it
  * was, without pages.  Returns 0, or -1 and nothing has changed.
@@ -256,6 +293,9 @@ npy_deferred_slot_move_pages(slot *from, slot *to)
 #    ifdef MREMAP_DONTUNMAP
     void *target = address_of(to);
     size_t nbytes = from->reach <= to->home->pitch ? from->reach : from->extent;
+    if (!is_within_limits(nbytes)) {
+        return -1;
+    }
     void *moved = mremap(address_of(from), nbytes, nbytes,
                          MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, target);
     if (moved == target) {
@@ -263,9 +303,7 @@ npy_deferred_slot_move_pages(slot *from, slot *to)
         to->reach = nbytes;
         return 0;
     }
-    /* The target may be unmapped before the move fails; nobody may get it. */
-    mmap(target, to->home->pitch, PROT_NONE, GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1,
-         0);
+    map_again(target, nbytes);
 #    endif
     return -1;
 }

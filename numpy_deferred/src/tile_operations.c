@@ -270,20 +270,36 @@ raises_nothing(const npy_deferred_node *node)
              calculates_nothing(operation)));
 }
 
-NPY_NO_EXPORT int
-npy_deferred_is_quiet(const npy_deferred_node *node)
+/* Whether the node raises nothing, whatever becomes of its deferred operands. */
+static int
+is_quiet_alone(const npy_deferred_node *node)
 {
-    if (node->raised_nothing) {
-        return 1;
-    }
-    int is_quiet = raises_nothing(node);
-    for (int i = 0; i < node->nin && is_quiet; i++) {
+    int is_quiet = node->raised_nothing || raises_nothing(node);
+    for (int i = 0; i < node->nin && is_quiet && !node->raised_nothing; i++) {
         PyArrayObject *array = node->operands[i].array;
-        if (array != NULL) {
-            is_quiet = PyArray_TYPE(array) == node->descrs[i]->type_num &&
-                       (!npy_deferred_is(array) ||
-                        npy_deferred_is_quiet(npy_deferred_node_of(array)));
-        }
+        is_quiet = array == NULL || PyArray_TYPE(array) == node->descrs[i]->type_num;
     }
     return is_quiet;
+}
+
+NPY_NO_EXPORT int
+npy_deferred_is_quiet(npy_deferred_node *node)
+{
+    npy_deferred_expression expression;
+    if (node->is_quiet || node->raised_nothing) {
+        return 1;
+    }
+    if (!is_quiet_alone(node) || npy_deferred_collect(node, &expression) < 0) {
+        return 0;
+    }
+    for (int i = 0; i < expression.nnodes; i++) {
+        if (!is_quiet_alone(expression.nodes[i])) {
+            return 0;
+        }
+    }
+    /* It stays so, as do its operands, and this is asked of all of them. */
+    for (int i = 0; i < expression.nnodes; i++) {
+        expression.nodes[i]->is_quiet = 1;
+    }
+    return 1;
 }
