@@ -93,9 +93,9 @@ def show(rows, rst):
         mean = report.geometric_mean(row[name] for row in rows)
         print(f"\nGeometric mean of {len(rows)} speed-ups, {text}: {mean:.2f}")
     behind = sorted((x for x in rows if x["speedup"] < 1), key=lambda x: x["speedup"])
-    print(f"Behind eager NumPy in {len(behind)} of {len(rows)}")
+    print(f"\nBehind eager NumPy in {len(behind)} of {len(rows)}:\n")
     for row in behind:
-        print(f"  {row['speedup']:.2f}  {row['kernel']}, {row['preset']}")
+        print(f"- {row['speedup']:.2f}  {row['kernel']}, {row['preset']}")
 
 
 def main():
