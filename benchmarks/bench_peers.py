@@ -57,8 +57,8 @@ def parse(arguments=None):
     add("--repeats", type=int, default=5)
     add("--directory", type=Path, default=DIRECTORY, help="for what is compiled")
     add("--output", type=Path, help="for results.json and plots; as --directory")
-    add("--show", type=Path, help="show a results.json again, measure nothing")
-    add("--rst", action="store_true", help="the claims as reStructuredText")
+    add("--show", type=Path, nargs="+", help="show results.json again, or several")
+    add("--rst", action="store_true", help="claims, or means, as reStructuredText")
     add("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.sizes is None:
@@ -133,6 +133,11 @@ def measure_all(options, path):
     return results
 
 
+def together(runs):
+    """The cells of several runs, with the circumstances of the first."""
+    return runs[0] | {"cells": [cell for run in runs for cell in run["cells"]]}
+
+
 def main():
     options = parse()
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -141,15 +146,18 @@ def main():
     output = options.output or options.directory
     output.mkdir(parents=True, exist_ok=True)
     if options.show:
-        results = json.loads(options.show.read_text())
+        results = together([json.loads(path.read_text()) for path in options.show])
     else:
         name = "claims.json" if options.claims else "results.json"
         results = measure_all(options, output / name)
     if any(cell["claimed"] for cell in results["cells"]):
         report.print_claims(results, options.rst)
     else:
-        report.print_tables(results)
-        report.print_summary(results)
+        if options.rst:
+            report.print_means(results)
+        else:
+            report.print_tables(results)
+            report.print_summary(results)
         report.plot(results, output)
     return any(not row["ok"] for row in report.rows_of(results, "ours"))
 

@@ -336,6 +336,19 @@ def test_peers_summary(tmp_path, wrong, status, lines):
         assert line in done.stdout
 
 
+def test_peers_means_of_several_runs(tmp_path):
+    """The table of the documentation."""
+    paths = []
+    for i, ours in enumerate((2e-5, 0.5e-5)):
+        paths.append(tmp_path / f"results-{i}.json")
+        times = {"ours": ours, "eager": 4e-5, "numexpr": 6e-5}
+        paths[-1].write_text(json.dumps(peers_results(times, ())))
+    done = bench_peers(tmp_path, "--show", *paths, "--rst")
+    assert done.returncode == 0, done.stderr
+    (row,) = (x for x in shown_rows(done.stdout) if x[0] == "all")
+    assert row[2:5] == ["2", "4.00", "6.00"]
+
+
 def test_peers_expressions(monkeypatch):
     """What numexpr is given says the same as what NumPy is given."""
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -202,6 +202,19 @@ def summary_row(name, cells):
     return [name, len(cells), *map(figure, means)]
 
 
+def print_means(results):
+    """What the documentation shows, as reStructuredText."""
+    counted = [cell for cell in results["cells"] if cell["n"] >= COUNTED]
+    rows = []
+    for (threads, into), cells in grouped(counted, lambda x: (x["threads"], x["into"])):
+        kind = f"{threads}, {'existing array' if into else 'new array'}"
+        rows.append([kind, f"{COUNTED:,} and more", *summary_row("", cells)[1:]])
+    for n, cells in grouped(results["cells"], lambda x: x["n"]):
+        rows.append(["all", f"{n:,}", *summary_row("", cells)[1:]])
+    header = ["threads, result", "n", "cells", "eager", *PEERS, "best peer", "limit"]
+    print_table(header, rows, True)
+
+
 def print_behind(who, cells, name):
     """The cells where we are slower, the worst first."""
     measured = [(ratio(cell, name(cell)), cell) for cell in cells]
