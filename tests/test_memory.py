@@ -397,8 +397,12 @@ class TestSystemCalls:
 
     @pytest.mark.parametrize("n", [262_145, 1_000_000])
     def test_large(self, tmp_path, n):
-        """One to move the pages, and one for several slots that are left."""
+        """
+        One to move the pages, which asks for two limits before, and one for several
+        slots that are left.
+        """
         calls = self.count(tmp_path, n, "x = a + 1; np.deferred.calculate(x)")
-        assert set(calls) <= {"mremap", "mmap"}
+        assert set(calls) <= {"mremap", "mmap", "prlimit64"}
         assert calls.count("mremap") == 400
+        assert calls.count("prlimit64") == 2 * 400
         assert calls.count("mmap") <= 150
