@@ -128,8 +128,8 @@ struct npy_deferred_node {
     int nevaluated;      /* how often the values were computed, not kept */
     int is_arithmetic;   /* after that: programs did it, at no cost to speak of */
     int raised_nothing;  /* and nothing that an error state wanted to know */
-    int is_quiet;        /* it is known that it cannot raise anything */
     int is_lasting;      /* and it was asked for, or somebody had its array */
+    int is_quiet;        /* it is known that it cannot raise anything */
     npy_uint64 reported; /* NPY_FPE_* not to be told again; see npy_deferred_error */
     int budget_failed;   /* could not be calculated to free memory */
     int failed;          /* its calculation has raised, so someone was told */
@@ -786,6 +786,17 @@ typedef struct {
     npy_deferred_tile_arg *tile_args;
     npy_deferred_plan_key *key; /* owned; NULL: it is not kept */
 } npy_deferred_plan;
+
+/* Whether all of it is programs. */
+static inline int
+npy_deferred_is_arithmetic(const npy_deferred_plan *plan)
+{
+    int i = 0;
+    while (i < plan->nunits && plan->units[i].type != NPY_DEFERRED_TILE_NONE) {
+        i++;
+    }
+    return i == plan->nunits;
+}
 
 /*
  * Compile for a walk.  Returns 0; 1 when some operation would see memory other

@@ -254,18 +254,6 @@ note_lines(const npy_deferred_expression *expression, int alone)
     }
 }
 
-/* Whether all of it is programs. */
-static int
-is_arithmetic(const npy_deferred_plan *plan)
-{
-    for (int i = 0; i < plan->nunits; i++) {
-        if (plan->units[i].type == NPY_DEFERRED_TILE_NONE) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
 /*
  * If all or some of it has been computed before, and is more than arithmetic, or a
  * mask, which takes little memory, or is stored now: it could have been then.
@@ -282,7 +270,7 @@ note_repeated(const npy_deferred_expression *expression, const npy_deferred_plan
         return;
     }
     const npy_deferred_node *node = expression->nodes[i];
-    int is_cheap = is_arithmetic(plan) &&
+    int is_cheap = npy_deferred_is_arithmetic(plan) &&
                    node->descrs[node->nin + node->output]->type_num != NPY_BOOL;
     if (!is_cheap || (is_stored && i == last)) {
         npy_deferred_note_repeated(node, is_cheap);
@@ -307,7 +295,8 @@ evaluate_fused(const npy_deferred_expression *expression, PyArrayObject *out,
     if (result == 0) {
         note_lines(expression, expression->nnodes == 1 && consumer == NULL &&
                                        target == NPY_DEFERRED_FRESH);
-        expression->nodes[expression->nnodes - 1]->is_arithmetic = is_arithmetic(plan);
+        expression->nodes[expression->nnodes - 1]->is_arithmetic =
+                npy_deferred_is_arithmetic(plan);
     }
     npy_deferred_plan_release(plan);
     if (npy_deferred_walk_close(&walk, result == 0) < 0) {

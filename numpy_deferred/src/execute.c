@@ -218,17 +218,6 @@ run_units(run_state *state, npy_intp n)
                    : 0;
 }
 
-/* Whether steps take about as long as units, as some of these are NumPy's loops. */
-static int
-has_loops(const npy_deferred_plan *plan)
-{
-    int i = 0;
-    while (i < plan->nunits && plan->units[i].machine != NULL) {
-        i++;
-    }
-    return i < plan->nunits;
-}
-
 /* Run the block again that units could not do. */
 static int
 repeat(run_state *state, npy_intp n)
@@ -241,7 +230,9 @@ repeat(run_state *state, npy_intp n)
     npy_clear_floatstatus_barrier((char *)state);
     npy_deferred_run_use_scratch(state, 0);
     int result = run_steps(state, n);
-    state->nrepeated += raised && has_loops(state->plan) ? MAX_REPEATED : 1;
+    /* Steps take about as long as units, where some of these are NumPy's loops. */
+    int goes_on = raised && !npy_deferred_is_arithmetic(state->plan);
+    state->nrepeated += goes_on ? MAX_REPEATED : 1;
     if (state->nrepeated < MAX_REPEATED) {
         npy_deferred_run_use_scratch(state, 1);
     }

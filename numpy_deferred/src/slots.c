@@ -275,9 +275,9 @@ is_within_limits(size_t nbytes)
 static void
 map_again(void *target, size_t nbytes)
 {
-    if (mmap(target, nbytes, PROT_NONE, GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1, 0) ==
-                MAP_FAILED &&
-        msync(target, nbytes, MS_ASYNC) < 0) {
+    if (msync(target, nbytes, MS_ASYNC) < 0 &&
+        mmap(target, nbytes, PROT_NONE, GUARD_MAPPING | MAP_FIXED_NOREPLACE, -1, 0) !=
+                target) {
         Py_FatalError("out of memory: the addresses of a deferred array are lost");
     }
 }

@@ -274,8 +274,11 @@ raises_nothing(const npy_deferred_node *node)
 static int
 is_quiet_alone(const npy_deferred_node *node)
 {
-    int is_quiet = node->raised_nothing || raises_nothing(node);
-    for (int i = 0; i < node->nin && is_quiet && !node->raised_nothing; i++) {
+    if (node->raised_nothing) {
+        return 1;
+    }
+    int is_quiet = raises_nothing(node);
+    for (int i = 0; i < node->nin && is_quiet; i++) {
         PyArrayObject *array = node->operands[i].array;
         is_quiet = array == NULL || PyArray_TYPE(array) == node->descrs[i]->type_num;
     }
